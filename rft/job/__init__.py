@@ -1,0 +1,25 @@
+"""The job document: YAML and dotted overrides → a frozen, strict model; every knob documented once."""
+
+from rft.job.document import Hyperparameters, Job
+from rft.job.dump import dump_job
+from rft.job.engine import DataSettings, Engine, LoraSettings, ModelSettings
+from rft.job.load import load_job, parse_job
+from rft.job.resolve import JobFacts, resolve_job
+from rft.job.resolved import ResolvedJob
+from rft.job.schema import json_schema
+
+__all__ = [
+    "DataSettings",
+    "Engine",
+    "Hyperparameters",
+    "Job",
+    "JobFacts",
+    "LoraSettings",
+    "ModelSettings",
+    "ResolvedJob",
+    "dump_job",
+    "json_schema",
+    "load_job",
+    "parse_job",
+    "resolve_job",
+]

@@ -1,0 +1,96 @@
+"""`rft train`: the main job, in this process or over several."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rft.cli.failure import Crash, other_rank
+from rft.cli.live import LiveReport
+from rft.cli.output import Json, Reply, Screen, stdout_screen
+from rft.cli.probe import JobFile, Overrides
+from rft.cli.summary import summary_lines
+from rft.errors import RftError
+from rft.runs.layout import RunFolder
+from rft.runs.reader import Run
+
+if TYPE_CHECKING:
+    from rft.training.report import Outcome
+
+EXIT_CODES: Mapping[str, int] = {"succeeded": 0, "cancelled": 0, "failed": 4, "paused": 75}
+
+
+def train(
+    job_file: JobFile,
+    overrides: Overrides = None,
+    run_dir: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="The run folder; by default runs/<suffix>-<n>."),
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on with the run in DIR, or the newest of the suffix."),
+    ] = False,
+    processes: Annotated[
+        int, typer.Option(min=1, max=1024, help="Processes to train with, one per GPU.")
+    ] = 1,
+    as_json: Json = False,
+) -> Reply | int:
+    """Train a model on a job. Ctrl-C pauses it at the next step; --resume goes on from there.
+
+    \b
+    Example:
+      rft train job.yaml
+      rft train job.yaml engine.training.loss=grpo seed=7 --run-dir runs/try
+      rft train job.yaml --resume
+      rft train job.yaml --processes 4
+    """
+    from rft.job import load_job
+
+    job = load_job(job_file, overrides or ())
+    from rft.cli import launch
+
+    if processes > 1 and not launch.is_launched():
+        arguments = _child_arguments(job_file, overrides or [], run_dir, resume, as_json)
+        return launch.launch(job, arguments, processes, run_dir, resume)
+
+    from rft.training.report import Silent
+    from rft.training.session import train as train_session
+
+    screen = stdout_screen(as_json)
+    report = LiveReport(screen)
+    try:
+        outcome = train_session(
+            job,
+            job_text=job_file.read_text(encoding="utf-8-sig"),
+            run_folder=run_dir,
+            resume=resume,
+            report=Silent() if other_rank() else report,
+        )
+    except RftError:
+        raise
+    except Exception as error:
+        raise Crash(report.run_folder) from error
+    return EXIT_CODES.get(outcome.status, 4) if other_rank() else _reply(outcome, screen, as_json)
+
+
+def _reply(outcome: "Outcome", screen: Screen, as_json: bool) -> Reply:
+    run = Run(RunFolder(outcome.run_folder))
+    lines = [] if as_json else summary_lines(run, screen.width, screen.is_unicode)
+    document = {
+        key: str(value) if isinstance(value, Path) else value
+        for key, value in asdict(outcome).items()
+    }
+    return Reply(document, lines, as_json, EXIT_CODES.get(outcome.status, 4))
+
+
+def _child_arguments(
+    job_file: Path, overrides: list[str], run_dir: Path | None, resume: bool, as_json: bool
+) -> list[str]:
+    """The same command for each process of a launch."""
+    options: list[Any] = ["--run-dir", run_dir] if run_dir is not None else []
+    options += ["--resume"] if resume else []
+    options += ["--json"] if as_json else []
+    return ["train", *map(str, options), "--", str(job_file), *overrides]

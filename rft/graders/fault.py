@@ -1,0 +1,21 @@
+"""Why a sample could not be graded, on its way to becoming a grade."""
+
+from typing import Literal
+
+Flag = Literal[
+    "invalid_variable_error",
+    "python_grader_runtime_error",
+    "python_grader_server_error",
+    "other_error",
+]
+"""The product's error flags that these graders raise."""
+
+
+class GradingFault(Exception):
+    """A sample could not be graded as the document says; never leaves a grader."""
+
+    def __init__(self, flag: Flag, details: str, *, of_sample: bool):
+        super().__init__(details)
+        self.flag = flag
+        self.details = details
+        self.of_sample = of_sample

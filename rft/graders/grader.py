@@ -1,0 +1,111 @@
+"""What all graders share: their settings, their protocol, and how a fault becomes a grade."""
+
+import time
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, Protocol, Self
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from rft.errors import Problem
+from rft.graders.fault import GradingFault
+from rft.graders.template import Template
+from rft.types import Grade, Item, Sample
+
+
+@dataclass(frozen=True, slots=True)
+class GradingSettings:
+    """How graders run; the same for all graders of a job."""
+
+    timeout_seconds: float = 120
+    """Wall-clock seconds one call of a python grader may take."""
+    memory_mb: int = 2048
+    """Address space of a process that runs a python grader, MiB."""
+    sandbox: str = "process"
+    """`process` or `unsafe-local`: both grade in separate processes with limits, as the same user."""
+    on_exception: Literal["minimum", "exclude"] = "minimum"
+    """What a sample's own fault earns: the grader's minimum, or None (it leaves its group)."""
+    pass_threshold_shapes_reward: bool = False
+    """Rewards become 1 or 0 by the grader's `pass_threshold`, where it has one."""
+
+
+class Grader(Protocol):
+    """Turns samples into grades; safe to call from several threads; `grade` never raises."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def type(self) -> str: ...
+
+    def grade(self, sample: Sample, item: Item) -> Grade: ...
+
+    def close(self) -> None:
+        """Frees what the grader holds; it grades nothing afterwards."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Document(BaseModel):
+    """A grader as a job document describes it."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+    type: str
+    name: str = Field(min_length=1)
+    """Names the grader in metrics and errors."""
+
+    @abstractmethod
+    def problems(self, where: str) -> list[Problem]:
+        """The faults that can be seen without a sample."""
+
+    @abstractmethod
+    def open(self, settings: GradingSettings) -> Grader:
+        """The grader at work; raises GraderError when the document cannot be used."""
+
+    def templates(self, where: str) -> dict[str, Template]:
+        """The readable templates of the document by their dotted field."""
+        return {}
+
+    def parts(self) -> list["Document"]:
+        """The grader itself and its children, in document order."""
+        return [self]
+
+
+def make_grade(
+    document: Document, settings: GradingSettings, reward: Callable[[], float]
+) -> Grade:
+    """The grade of one sample from a function that returns its reward or raises a fault."""
+    started = time.perf_counter()
+    value: float | None = None
+    errors: dict[str, str] = {}
+    try:
+        value = reward()
+    except GradingFault as fault:
+        value = reward_of_fault(fault, settings)
+        errors = {fault.flag: fault.details}
+    except Exception as error:  # a grade is data: whatever went wrong, the job goes on and counts it
+        errors = {"other_error": f"{type(error).__name__}: {error}"}
+    latency = time.perf_counter() - started
+    return Grade(document.name, document.type, value, errors=errors, latency=latency)
+
+
+def reward_of_fault(fault: GradingFault, settings: GradingSettings) -> float | None:
+    """The minimum for a fault of the sample, None for any other."""
+    return 0.0 if fault.of_sample and settings.on_exception == "minimum" else None
+
+
+def shape_by_threshold(
+    reward: float, threshold: float | None, settings: GradingSettings
+) -> float:
+    """1 or 0 by the threshold where the settings ask for it; otherwise the reward as it is."""
+    if threshold is None or not settings.pass_threshold_shapes_reward:
+        return reward
+    return 1.0 if reward >= threshold else 0.0

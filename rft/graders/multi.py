@@ -1,0 +1,153 @@
+"""multi: several graders of one sample, and a formula that makes their rewards one."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from rft.errors import GraderError, Problem
+from rft.graders.fault import GradingFault
+from rft.graders.formula import FUNCTIONS, Formula, is_name, parse_formula
+from rft.graders.grader import Document, Grader, GradingSettings, reward_of_fault
+from rft.graders.python import Python
+from rft.graders.string_check import StringCheck
+from rft.graders.template import Template
+from rft.graders.text_similarity import TextSimilarity
+from rft.types import Grade, Item, Sample
+
+Part = Annotated[StringCheck | TextSimilarity | Python, Field(discriminator="type")]
+
+
+class Multi(Document):
+    """Combines graders by a formula; the reward is not clipped."""
+
+    type: Literal["multi"]
+    name: str = Field(default="multi", min_length=1)
+    graders: dict[str, Part] = Field(min_length=1)
+    """Graders by the key that the formula calls them; none of them a multi."""
+    calculate_output: str
+    """Formula over the keys: + - * / ^, parentheses, min max abs floor ceil exp sqrt log."""
+
+    @field_validator("graders", mode="before")
+    @classmethod
+    def _refuse_nesting(cls, graders: object) -> object:
+        parts = graders.items() if isinstance(graders, Mapping) else ()
+        nested = [
+            str(key)
+            for key, part in parts
+            if isinstance(part, Mapping) and part.get("type") == "multi"
+        ]
+        if nested:
+            raise ValueError(f"{', '.join(nested)}: a multi grader cannot stand inside another")
+        return graders
+
+    def problems(self, where: str) -> list[Problem]:
+        return [
+            *(key_problem(key, f"{where}.graders") for key in self.graders if not is_name(key)),
+            *self._name_problems(where),
+            *(
+                problem
+                for key, part in self.graders.items()
+                for problem in part.problems(f"{where}.graders.{key}")
+            ),
+            *formula_problems(self.calculate_output, self.graders, f"{where}.calculate_output"),
+        ]
+
+    def _name_problems(self, where: str) -> list[Problem]:
+        """Metrics are told apart by the graders' names, so each needs its own."""
+        problems = []
+        taken = {self.name: where}
+        for key, part in self.graders.items():
+            place = f"{where}.graders.{key}"
+            if part.name in taken:
+                what = f"the name {part.name!r} is taken by {taken[part.name]}"
+                problems.append(Problem(what, f"{place}.name", "give each grader its own name"))
+            taken.setdefault(part.name, place)
+        return problems
+
+    def templates(self, where: str) -> dict[str, Template]:
+        templates: dict[str, Template] = {}
+        for key, part in self.graders.items():
+            templates |= part.templates(f"{where}.graders.{key}")
+        return templates
+
+    def parts(self) -> list[Document]:
+        return [self, *self.graders.values()]
+
+    def open(self, settings: GradingSettings) -> Grader:
+        formula = parse_formula(self.calculate_output, self.graders, "calculate_output")
+        parts = {key: part.open(settings) for key, part in self.graders.items()}
+        return MultiGrader(self, settings, formula, parts)
+
+
+@dataclass(frozen=True)
+class MultiGrader(Grader):
+    """Grades by each part in turn, then by the formula."""
+
+    document: Multi
+    settings: GradingSettings
+    formula: Formula
+    parts: Mapping[str, Grader]
+
+    @property
+    def name(self) -> str:
+        return self.document.name
+
+    @property
+    def type(self) -> str:
+        return self.document.type
+
+    def grade(self, sample: Sample, item: Item) -> Grade:
+        started = time.perf_counter()
+        grades = {key: part.grade(sample, item) for key, part in self.parts.items()}
+        errors = merge_errors(grades)
+        reward: float | None = None
+        rewards = {key: grade.reward for key, grade in grades.items()}
+        known = {key: value for key, value in rewards.items() if value is not None}
+        if self.formula.names <= known.keys():
+            try:
+                reward = self.formula.value(known)
+            except GradingFault as fault:
+                reward = reward_of_fault(fault, self.settings)
+                errors[fault.flag] = "; ".join(filter(None, [errors.get(fault.flag), fault.details]))
+        latency = time.perf_counter() - started
+        usage = sum_usage(grades)
+        return Grade(self.name, self.type, reward, grades, errors, latency, usage)
+
+    def close(self) -> None:
+        for part in self.parts.values():
+            part.close()
+
+
+def key_problem(key: str, where: str) -> Problem:
+    what = f"{key!r} cannot be a name in calculate_output"
+    remedy = "use letters, digits and _, beginning with a letter; not " + ", ".join(FUNCTIONS)
+    return Problem(what, where, remedy)
+
+
+def formula_problems(text: str, keys: Mapping[str, object], where: str) -> list[Problem]:
+    try:
+        parse_formula(text, keys, where)
+    except GraderError as error:
+        return list(error.problems)
+    return []
+
+
+def merge_errors(grades: Mapping[str, Grade]) -> dict[str, str]:
+    """The flags raised by any part, with the details of each behind its key."""
+    errors: dict[str, str] = {}
+    for key, grade in grades.items():
+        for flag, details in grade.errors.items():
+            line = f"{key}: {details}"
+            errors[flag] = f"{errors[flag]}; {line}" if flag in errors else line
+    return errors
+
+
+def sum_usage(grades: Mapping[str, Grade]) -> dict[str, int]:
+    usage: dict[str, int] = {}
+    for grade in grades.values():
+        for kind, count in grade.usage.items():
+            usage[kind] = usage.get(kind, 0) + count
+    return usage

@@ -1,0 +1,256 @@
+"""Processes that run a python grader's source, seen from the engine's side.
+
+A worker is a warm process of `sandbox_worker.py`: it runs the source once, then grades each sample
+in a fork of itself. A sandbox keeps as many workers as there are calls at the same time.
+Each end of the socket sends frames: a length of four bytes, then JSON.
+"""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+WORKER_FILE = Path(__file__).with_name("sandbox_worker.py")
+GRACE_SECONDS = 10.0
+"""How much longer than its own time limit a worker may stay silent before it is given up."""
+MAX_REPLY_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one grade may take."""
+
+    timeout_seconds: float
+    memory_mb: int
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one sample."""
+
+    kind: Literal["reward", "fault", "timeout", "memory", "source", "sandbox"]
+    """`fault`: grade failed on this sample; `source`: the source failed before any sample;
+    `sandbox`: the worker failed."""
+    reward: float = 0.0
+    """With `reward` only."""
+    details: str = ""
+
+
+class Sandbox:
+    """A pool of workers for one source; `run` may be called from several threads."""
+
+    def __init__(self, source: str, limits: Limits):
+        self._source = source
+        self._limits = limits
+        self._lock = threading.Lock()
+        self._idle: list[Worker] = []
+        self._workers: set[Worker] = set()
+        self._source_fault: Outcome | None = None
+        self._is_closed = False
+
+    def run(self, request: bytes) -> Outcome:
+        """Grades one request; never raises for what the source does."""
+        try:
+            worker = self._take()
+        except SourceFailed as failure:
+            return failure.outcome
+        except (OSError, EOFError) as error:
+            return Outcome("sandbox", details=f"no grading process could be started: {error}")
+        try:
+            outcome = worker.run(request)
+        except (OSError, EOFError, ValueError) as error:
+            outcome = Outcome("sandbox", details=self._epitaph(worker, error))
+            self._discard(worker)
+        else:
+            self._give_back(worker)
+        return outcome
+
+    def close(self) -> None:
+        """Ends all workers, those at work too."""
+        with self._lock:
+            self._is_closed = True
+            workers = list(self._workers)
+            self._idle.clear()
+            self._workers.clear()
+        for worker in workers:
+            worker.hang_up()
+        for worker in workers:
+            worker.end()
+
+    def _take(self) -> "Worker":
+        """An idle worker or a new one; remembers a source that fails, as it would fail again."""
+        with self._lock:
+            if self._is_closed:
+                raise OSError("the grader is closed")
+            if self._source_fault is not None:
+                raise SourceFailed(self._source_fault)
+            idle, self._idle = self._idle, []
+            alive = [worker for worker in idle if worker.is_alive()]
+            dead = [worker for worker in idle if worker not in alive]
+            worker = alive.pop() if alive else None
+            self._idle = alive
+        for gone in dead:
+            self._discard(gone)
+        if worker is not None:
+            return worker
+        worker = Worker(self._limits)
+        with self._lock:
+            self._workers.add(worker)
+        fault = worker.load(self._source)
+        if fault is None:
+            return worker
+        self._discard(worker)
+        with self._lock:
+            if fault.kind == "source" and not self._is_closed:
+                self._source_fault = fault
+        raise SourceFailed(fault)
+
+    def _give_back(self, worker: "Worker") -> None:
+        with self._lock:
+            if not self._is_closed:
+                self._idle.append(worker)
+
+    def _discard(self, worker: "Worker") -> None:
+        with self._lock:
+            self._workers.discard(worker)
+        worker.hang_up()
+        worker.end()
+
+    def _epitaph(self, worker: "Worker", error: Exception) -> str:
+        if self._is_closed:
+            return "the grader was closed"
+        return f"the grading process failed: {error}{worker.exit_words()}"
+
+
+class SourceFailed(Exception):
+    """A worker could not be made ready; holds the outcome of every sample that needed it."""
+
+    def __init__(self, outcome: Outcome):
+        super().__init__(outcome.details)
+        self.outcome = outcome
+
+
+class Worker:
+    """One warm process with the source loaded."""
+
+    def __init__(self, limits: Limits):
+        self._limits = limits
+        self._scratch = tempfile.mkdtemp(prefix="rft-grader-")
+        self._channel, theirs = socket.socketpair()
+        # -I less its -E: the environment is ours, and -E would ignore PYTHONHASHSEED, without
+        # which sets iterate in another order in every worker.
+        command = [sys.executable, "-P", "-s", "-B", str(WORKER_FILE), str(theirs.fileno())]
+        try:
+            with theirs:
+                self._process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    cwd=self._scratch,
+                    env=worker_environment(self._scratch),
+                    pass_fds=(theirs.fileno(),),
+                    start_new_session=True,
+                )
+        except OSError:
+            self._channel.close()
+            shutil.rmtree(self._scratch, ignore_errors=True)
+            raise
+
+    def load(self, source: str) -> Outcome | None:
+        """Runs the source; None when it is ready, else what every sample gets."""
+        seconds = self._limits.timeout_seconds
+        job = {"source": source, "timeout_seconds": seconds, "memory_mb": self._limits.memory_mb}
+        try:
+            self._send(json.dumps(job).encode())
+            reply = self._receive()
+        except (OSError, EOFError, ValueError) as error:
+            if self.exit_code() == -signal.SIGALRM:
+                return Outcome("source", details=f"timeout after {seconds:g} s at its top level")
+            words = self.exit_words()
+            details = f"the source ended its process before any sample: {error}{words}"
+            return Outcome("source", details=details)
+        return None if reply["kind"] == "ready" else Outcome("source", details=reply["details"])
+
+    def run(self, request: bytes) -> Outcome:
+        """One sample; raises OSError, EOFError or ValueError when the worker fails."""
+        self._send(request)
+        reply = self._receive()
+        return Outcome(reply["kind"], reply.get("reward", 0.0), reply.get("details", ""))
+
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
+
+    def exit_code(self) -> int | None:
+        """The exit code once it has ended, negative for a signal; None while it runs."""
+        try:
+            return self._process.wait(1)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def exit_words(self) -> str:
+        code = self.exit_code()
+        return "" if code is None else f" (exit code {code})"
+
+    def hang_up(self) -> None:
+        """Tells the worker to end: it watches its channel, while a sample is graded too."""
+        try:
+            self._channel.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass
+
+    def end(self) -> None:
+        """Waits a moment for the worker to end, then kills it."""
+        try:
+            self._process.wait(2)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._channel.close()
+        shutil.rmtree(self._scratch, ignore_errors=True)
+
+    def _send(self, frame: bytes) -> None:
+        self._channel.settimeout(self._limits.timeout_seconds + GRACE_SECONDS)
+        self._channel.sendall(struct.pack(">I", len(frame)) + frame)
+
+    def _receive(self) -> dict[str, Any]:
+        deadline = time.monotonic() + self._limits.timeout_seconds + GRACE_SECONDS
+        (length,) = struct.unpack(">I", self._receive_exactly(4, deadline))
+        if length > MAX_REPLY_BYTES:
+            raise ValueError(f"a reply of {length} bytes")
+        reply: dict[str, Any] = json.loads(self._receive_exactly(length, deadline))
+        return reply
+
+    def _receive_exactly(self, num_bytes: int, deadline: float) -> bytes:
+        received = bytearray()
+        while len(received) < num_bytes:
+            self._channel.settimeout(max(deadline - time.monotonic(), 0.001))
+            part = self._channel.recv(num_bytes - len(received))
+            if not part:
+                raise EOFError("it ended")
+            received += part
+        return bytes(received)
+
+
+def worker_environment(scratch: str) -> dict[str, str]:
+    """All that the source sees of the environment."""
+    threads = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    return {
+        "PATH": os.defpath,
+        "LANG": "C.UTF-8",
+        "HOME": scratch,
+        "TMPDIR": scratch,
+        "PYTHONHASHSEED": "0",
+        "PYTHONUTF8": "1",
+        **dict.fromkeys(threads, "1"),
+    }

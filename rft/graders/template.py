@@ -1,0 +1,172 @@
+"""Templates in grader fields: `{{ item.answer }}`, `{{ sample.output_text }}`, with nested paths."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any, Literal
+
+from rft.errors import GraderError, Problem
+from rft.graders.fault import GradingFault
+from rft.types import Item, Sample
+
+STEP = re.compile(
+    r"""\.(?P<name>[\w-]+) | \[(?P<index>\d{1,9})\] | \["(?P<double>[^"]*)"\] | \['(?P<single>[^']*)'\]""",
+    re.VERBOSE,
+)
+EXPRESSION = re.compile(
+    r"""\{\{\s*(?P<variable>(?P<namespace>item|sample)
+        (?P<path>(?:\.[\w-]+|\["[^"]*"\]|\['[^']*'\])(?:\.[\w-]+|\[\d{1,9}\]|\["[^"]*"\]|\['[^']*'\])*)
+        )\s*\}\}""",
+    re.VERBOSE,
+)
+LEGAL_FORMS = (
+    'write {{ item.field }}, {{ item.list[0].field }}, {{ item["any key"] }} or {{ sample.output_text }}'
+)
+SAMPLE_VARIABLES = ("output_text", "output_tools", "choices")
+LATER_SAMPLE_VARIABLES = ("output_json", "output_audio")
+
+
+class MissingVariable(LookupError):
+    """A path leads nowhere; the text says at which step."""
+
+
+@dataclass(frozen=True, slots=True)
+class Variable:
+    """One `{{ … }}` of a template."""
+
+    text: str
+    """As written, without braces: `item.list[0]`."""
+    namespace: Literal["item", "sample"]
+    path: tuple[str | int, ...]
+
+    def resolve(self, root: Mapping[str, Any]) -> Any:
+        """The value the path leads to; raises MissingVariable."""
+        value: Any = root
+        seen: str = self.namespace
+        for step in self.path:
+            value = step_into(value, step, seen)
+            seen += f"[{step}]" if isinstance(step, int) else f".{step}"
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """A text with variables, ready to be filled in."""
+
+    pieces: tuple[str | Variable, ...]
+
+    @property
+    def variables(self) -> list[Variable]:
+        return [piece for piece in self.pieces if isinstance(piece, Variable)]
+
+    @property
+    def reads_sample(self) -> bool:
+        return any(variable.namespace == "sample" for variable in self.variables)
+
+    def render(self, sample: Sample, item: Item) -> str:
+        """The text; strings go in as they are, all else as JSON. A missing variable is a fault."""
+        roots = {"sample": sample, "item": item}
+        texts = []
+        for piece in self.pieces:
+            if isinstance(piece, str):
+                texts.append(piece)
+                continue
+            try:
+                texts.append(as_text(piece.resolve(roots[piece.namespace])))
+            except MissingVariable as missing:
+                raise GradingFault(
+                    "invalid_variable_error",
+                    f"{{{{ {piece.text} }}}}: {missing}",
+                    of_sample=piece.namespace == "sample",
+                ) from None
+        return "".join(texts)
+
+
+def parse_template(text: str, where: str) -> Template:
+    """The template in a text; raises GraderError with every malformed expression."""
+    pieces: list[str | Variable] = []
+    problems = []
+    position = 0
+    while (start := text.find("{{", position)) >= 0:
+        pieces.append(text[position:start])
+        match = EXPRESSION.match(text, start)
+        if match is None:
+            seen, position = malformed(text, start)
+            what = f"`{seen}` is not a template expression"
+            problems.append(Problem(what, where, LEGAL_FORMS))
+            continue
+        pieces.append(parse_variable(match))
+        position = match.end()
+    if problems:
+        raise GraderError(problems)
+    pieces.append(text[position:])
+    return Template(tuple(piece for piece in pieces if piece != ""))
+
+
+def parse_variable(match: re.Match[str]) -> Variable:
+    path: list[str | int] = []
+    for step in STEP.finditer(match["path"]):
+        index = step["index"]
+        keys = (step["name"], step["double"], step["single"])
+        path.append(int(index) if index else next(key for key in keys if key is not None))
+    namespace: Literal["item", "sample"] = "item" if match["namespace"] == "item" else "sample"
+    return Variable(match["variable"], namespace, tuple(path))
+
+
+def malformed(text: str, start: int) -> tuple[str, int]:
+    """The expression that begins at `start`, shortened for a message, and where to read on."""
+    close = text.find("}}", start)
+    following = text.find("{{", start + 2)
+    if close < 0 or 0 <= following < close:
+        stop = following if following >= 0 else len(text)
+        return f"{shorten(text[start:stop].rstrip())}` without `}}}}", stop
+    return shorten(text[start : close + 2]), close + 2
+
+
+def shorten(text: str) -> str:
+    return text if len(text) <= 60 else text[:57] + "…"
+
+
+def step_into(value: Any, step: str | int, seen: str) -> Any:
+    """What one step of a path finds in a value; raises MissingVariable."""
+    if isinstance(value, Mapping):
+        if isinstance(step, str) and step in value:
+            return value[step]
+        raise MissingVariable(f"{seen} has no {step!r}{nearest(str(step), value)}")
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        if isinstance(step, int) and step < len(value):
+            return value[step]
+        raise MissingVariable(f"{seen} is a list of {len(value)}, which has no {step!r}")
+    raise MissingVariable(f"{seen} is {type(value).__name__}, which has no {step!r}")
+
+
+def nearest(name: str, known: Mapping[str, Any] | Sequence[str]) -> str:
+    matches = get_close_matches(name, [str(key) for key in known], n=1)
+    return f", did you mean {matches[0]!r}?" if matches else ""
+
+
+def as_text(value: Any) -> str:
+    """A string as it is; anything else as JSON."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def field_problems(text: str, where: str) -> list[Problem]:
+    """Malformed expressions, and `sample.*` variables that no sample can have."""
+    try:
+        template = parse_template(text, where)
+    except GraderError as error:
+        return list(error.problems)
+    known = ", ".join(f"sample.{name}" for name in SAMPLE_VARIABLES)
+    problems = []
+    for variable in template.variables:
+        root = str(variable.path[0])
+        if variable.namespace == "item" or root in SAMPLE_VARIABLES:
+            continue
+        what = f"`{{{{ {variable.text} }}}}`: a sample has no {root!r}"
+        if root in LATER_SAMPLE_VARIABLES:
+            what += " yet"
+        remedy = f"use one of {known}{nearest(root, SAMPLE_VARIABLES)}"
+        problems.append(Problem(what, where, remedy))
+    return problems

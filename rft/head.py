@@ -1,0 +1,148 @@
+"""The language-model head: hidden states → logits of the distribution that tokens are drawn from.
+
+M tokens, E hidden width, V vocabulary.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from rft.errors import ModelError
+
+CHUNK_TOKENS = 64
+"""Tokens whose logits are in memory at once."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """A frozen output projection with the transform its model family applies to the logits."""
+
+    weight: Float[Tensor, "V E"]
+    bias: Float[Tensor, " V"] | None
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def logits(self, hidden: Float[Tensor, "M E"]) -> Float[Tensor, "M V"]:
+        """Untempered logits in float32."""
+        raw = F.linear(hidden.to(self.weight.dtype), self.weight, self.bias).float()
+        if self.softcap is not None:
+            raw = self.softcap * torch.tanh(raw / self.softcap)
+        return raw * self.scale if self.scale != 1.0 else raw
+
+
+def read_head(model: PreTrainedModel) -> Head:
+    """The head of `model`; its logit transform is found by comparing with the model's own forward."""
+    projection = model.get_output_embeddings()
+    if projection is None:
+        raise ModelError(f"{type(model).__name__} has no output head", remedy="use a causal language model")
+    weight, bias = projection.weight, getattr(projection, "bias", None)
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(4, weight.shape[1], generator=generator).to(weight.device, weight.dtype)
+    with torch.no_grad(), _stubbed_decoder(model, hidden[None]):
+        expected = model(inputs_embeds=hidden[None], use_cache=False).logits[0].float()
+    plain = Head(weight, bias)
+    raw = plain.logits(hidden)
+    scale = float((expected * raw).sum() / (raw * raw).sum())
+    softcap = getattr(model.config, "final_logit_softcapping", None)
+    for head in (plain, Head(weight, bias, scale=scale), Head(weight, bias, softcap=softcap)):
+        error = (head.logits(hidden) - expected).norm() / expected.norm()
+        if error < (1e-4 if weight.dtype == torch.float32 else 2e-2):
+            return head
+    raise ModelError(
+        f"{type(model).__name__} changes its logits in a way that is not known",
+        remedy="this model family is not supported yet",
+    )
+
+
+@contextmanager
+def _stubbed_decoder(model: PreTrainedModel, hidden: Tensor) -> Iterator[None]:
+    """Let the model's own forward run from given final hidden states."""
+    decoder = model.get_decoder()
+
+    def forward(*args: Any, **kwargs: Any) -> BaseModelOutputWithPast:
+        return BaseModelOutputWithPast(last_hidden_state=hidden)
+
+    decoder.forward = forward
+    try:
+        yield
+    finally:
+        del decoder.__dict__["forward"]
+
+
+def tempered(
+    logits: Float[Tensor, "M V"], temperature: float, allowed_tokens: NDArray[np.uint8] | None
+) -> Float[Tensor, "M V"]:
+    """Logits of the distribution that is sampled: divided by the temperature, −inf where not allowed."""
+    logits = logits / temperature
+    if allowed_tokens is None:
+        return logits
+    bits = np.unpackbits(allowed_tokens, axis=1, count=logits.shape[1]).astype(bool)
+    return logits.masked_fill(~torch.from_numpy(bits).to(logits.device), float("-inf"))
+
+
+def token_logprobs(
+    head: Head,
+    hidden: Float[Tensor, "M E"],
+    target_ids: Int[Tensor, " M"],
+    temperature: float,
+    allowed_tokens: NDArray[np.uint8] | None,
+) -> tuple[Float[Tensor, " M"], Float[Tensor, " M"]]:
+    """log p(target) and the entropy of each place's distribution, nats; gradient flows to `hidden`.
+
+    Logits exist for `CHUNK_TOKENS` tokens at a time. As the head is frozen, the forward pass keeps
+    ∂ log p / ∂ hidden = (onehot(target) − p) · ∂ logits / ∂ hidden, and the backward pass only scales it.
+    """
+    logprobs, entropies = _TokenLogprobs.apply(  # type: ignore[no-untyped-call]
+        hidden, head, target_ids, temperature, allowed_tokens
+    )
+    return logprobs, entropies
+
+
+class _TokenLogprobs(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        head: Head,
+        target_ids: Tensor,
+        temperature: float,
+        allowed_tokens: NDArray[np.uint8] | None,
+    ) -> tuple[Tensor, Tensor]:
+        needs_gradient = ctx.needs_input_grad[0]
+        logprobs = torch.empty(len(target_ids), device=hidden.device)
+        entropies = torch.empty_like(logprobs)
+        slopes = torch.empty_like(hidden) if needs_gradient else None
+        for start in range(0, len(target_ids), CHUNK_TOKENS):
+            rows = slice(start, start + CHUNK_TOKENS)
+            targets = target_ids[rows, None]
+            logits = head.logits(hidden[rows])
+            allowed = None if allowed_tokens is None else allowed_tokens[rows]
+            all_logprobs = tempered(logits, temperature, allowed).log_softmax(-1)
+            logprobs[rows] = all_logprobs.gather(1, targets)[:, 0]
+            probabilities = all_logprobs.exp()
+            entropies[rows] = -(probabilities * all_logprobs.clamp(min=-1e4)).sum(-1)
+            if slopes is not None:
+                slope = probabilities.neg_()
+                slope.scatter_add_(1, targets, torch.ones_like(targets, dtype=slope.dtype))
+                slope *= head.scale / temperature
+                if head.softcap is not None:
+                    slope *= 1 - (logits / head.softcap) ** 2
+                slopes[rows] = (slope.to(head.weight.dtype) @ head.weight).to(hidden.dtype)
+        ctx.save_for_backward(slopes)
+        ctx.mark_non_differentiable(entropies)
+        return logprobs, entropies
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (slopes,) = ctx.saved_tensors
+        return slopes * gradients[0][:, None].to(slopes.dtype), None, None, None, None

@@ -1,0 +1,157 @@
+"""A job file and overrides → a Job, or an error with everything that is wrong with it."""
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from rft.errors import JobError, NotYetError, Problem
+from rft.graders import problems_of
+from rft.job.consistency import contradictions
+from rft.job.document import Job
+from rft.job.faults import faults_of
+from rft.job.marked import MAX_CHARACTERS, read_marked
+from rft.job.not_yet import GRADER, not_yet_faults
+from rft.job.overrides import apply_overrides
+from rft.job.places import Fault, KeyPath, Marked, Place, dotted
+
+MAX_PROBLEMS = 20
+"""Faults told at once; the rest is counted."""
+
+
+def load_job(path: Path, overrides: Sequence[str] = ()) -> Job:
+    """The job a file describes; relative paths in it are taken from its folder and made absolute.
+
+    Raises JobError with every fault and its `file:line:column`, NotYetError when all it lacks is something unbuilt.
+    """
+    path = Path(path)
+    return parse_job(_read(path), name=str(path), folder=path.parent, overrides=overrides)
+
+
+def parse_job(text: str, *, name: str, folder: Path, overrides: Sequence[str] = ()) -> Job:
+    """The job a YAML or JSON text describes; `name` stands in errors, `folder` is what its paths are relative to.
+
+    Raises like `load_job`.
+    """
+    marked = read_marked(text, name)
+    if () in {fault.path for fault in marked.faults}:
+        raise _error(marked.faults, marked)
+    if not isinstance(marked.value, dict):
+        raise _error(
+            [Fault((), "the document is not a mapping", "write `key: value` lines")], marked
+        )
+    marked = apply_overrides(marked, overrides)
+    unbuilt = [*marked.faults, *not_yet_faults(marked.value)]
+    try:
+        job = Job.model_validate(marked.value)
+        found = [*contradictions(job), *_grader_faults(job)]
+    except ValidationError as error:
+        found = faults_of(error, marked.value)
+    known = [fault.path for fault in unbuilt if fault.path]
+    faults = unbuilt + [fault for fault in found if not _inside(fault.path, known)]
+    if faults:
+        raise _error(faults, marked)
+    return _with_absolute_paths(job, folder.absolute())
+
+
+def _read(path: Path) -> str:
+    where = str(path)
+    if path.is_dir():
+        raise JobError(
+            "a folder stands where a job file is wanted", where=where, remedy="name the file in it"
+        )
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise JobError("no such job file", where=where, remedy="check the path") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise JobError(f"cannot read the job file: {reason}", where=where) from None
+    if len(data) > 4 * MAX_CHARACTERS:
+        what = f"the job file has {len(data)} bytes"
+        raise JobError(what, where=where, remedy="name the job document, not the data")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        column = error.start - (data.rfind(b"\n", 0, error.start) + 1) + 1
+        what = f"the job file is not UTF-8: byte 0x{data[error.start]:02x}"
+        raise JobError(
+            what, where=f"{where}:{line}:{column}", remedy="save the file as UTF-8"
+        ) from None
+
+
+def _grader_faults(job: Job) -> list[Fault]:
+    """What the graders say about a document that is valid in form."""
+    where = dotted(GRADER)
+    faults = []
+    for problem in problems_of(job.grader, where):
+        inner = problem.where.removeprefix(where)
+        what = f"{problem.what} (in {problem.where})" if inner else problem.what
+        faults.append(Fault(_grader_path(inner), what, problem.remedy))
+    return faults
+
+
+def _grader_path(inner: str) -> KeyPath:
+    """The key path of a place inside the grader such as `.graders.exact.input`."""
+    return (*GRADER, *(part for part in inner.strip(". ").split(".") if part))
+
+
+def _inside(path: KeyPath, known: Iterable[KeyPath]) -> bool:
+    """Whether a fault is already told at this path or above it."""
+    return any(path[: len(outer)] == outer for outer in known)
+
+
+def _error(faults: Iterable[Fault], marked: Marked) -> JobError | NotYetError:
+    told = [fault for fault in faults if fault.what]
+    placed = [(_place(fault, marked), fault) for fault in told]
+    placed.sort(key=lambda pair: (pair[0] is None, pair[0] or Place(False, 0, 0, "")))
+    problems = [
+        Problem(fault.what, str(place or ""), fault.remedy)
+        for place, fault in placed[:MAX_PROBLEMS]
+    ]
+    if len(placed) > MAX_PROBLEMS:
+        problems.append(Problem(f"and {len(placed) - MAX_PROBLEMS} more"))
+    return (NotYetError if all(fault.not_yet for fault in told) else JobError)(problems)
+
+
+def _place(fault: Fault, marked: Marked) -> Place | None:
+    """A misnamed key is shown at the key, all else at the value."""
+    if fault.place is not None:
+        return fault.place
+    if fault.path in marked.keys and fault.what.startswith("unknown key"):
+        return marked.keys[fault.path]
+    if fault.path in marked.values:
+        return marked.values[fault.path]
+    return marked.place_of_key(fault.path[:-1]) or marked.place_of_value(())
+
+
+def _with_absolute_paths(job: Job, folder: Path) -> Job:
+    """The job with the paths that are relative to its file made absolute."""
+    model = job.engine.model
+    template = model.chat_template
+    if template is not None and not any(mark in template for mark in ("{{", "{%", "\n")):
+        model = model.model_copy(update={"chat_template": _absolute(template, folder)})
+    changed: dict[str, Any] = {
+        "model": _absolute_model(job.model, folder),
+        "training_file": _absolute_source(job.training_file, folder),
+        "validation_file": _absolute_source(job.validation_file, folder),
+        "engine": job.engine.model_copy(update={"model": model}),
+    }
+    return job.model_copy(update=changed)
+
+
+def _absolute_model(name: str, folder: Path) -> str:
+    """A path when there is one, or when it can be nothing else; names of models and runs stay."""
+    is_path = name.startswith((".", "~", "/"))
+    return _absolute(name, folder) if is_path or os.path.exists(folder / name) else name
+
+
+def _absolute_source(source: str, folder: Path) -> str:
+    return source if source.startswith("hf://") else _absolute(source, folder)
+
+
+def _absolute(path: str, folder: Path) -> str:
+    return os.path.normpath(folder / os.path.expanduser(path))

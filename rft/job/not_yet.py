@@ -1,0 +1,77 @@
+"""Legal requests that are not built: they are refused by name, never ignored."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rft.graders import not_yet as grader_not_yet
+from rft.job.places import Fault, KeyPath, dotted
+
+REINFORCEMENT: KeyPath = ("method", "reinforcement")
+GRADER: KeyPath = (*REINFORCEMENT, "grader")
+
+UNBUILT_VALUES: Mapping[KeyPath, tuple[str, ...]] = {
+    ("method", "type"): ("supervised", "dpo"),
+    (*REINFORCEMENT, "hyperparameters", "reasoning_effort"): ("low", "medium", "high"),
+    ("engine", "rollout", "engine"): ("vllm",),
+    ("engine", "grading", "python", "sandbox"): (
+        "kernel",
+        "kernel+ns",
+        "monty",
+        "docker",
+        "seatbelt",
+    ),
+}
+BUILT_VALUES: Mapping[KeyPath, str] = {
+    ("method", "type"): "reinforcement",
+    (*REINFORCEMENT, "hyperparameters", "reasoning_effort"): "default",
+    ("engine", "rollout", "engine"): "native",
+    ("engine", "grading", "python", "sandbox"): "auto, process or unsafe-local",
+}
+
+
+def not_yet_faults(document: Any) -> list[Fault]:
+    """A fault for every value of a raw document that asks for something not built yet."""
+    return [*_unbuilt_values(document), *_unbuilt_method(document), *_unbuilt_graders(document)]
+
+
+def _unbuilt_values(document: Any) -> Iterator[Fault]:
+    for path, unbuilt in UNBUILT_VALUES.items():
+        value = _at(document, path)
+        if isinstance(value, str) and value in unbuilt:
+            what = f"{dotted(path)}: {value} is not built yet"
+            yield Fault(path, what, f"so far: {BUILT_VALUES[path]}", not_yet=True)
+
+
+def _unbuilt_method(document: Any) -> Iterator[Fault]:
+    method = _at(document, ("method",))
+    if isinstance(method, dict) and method.get("type") in ("supervised", "dpo"):
+        for key in ("supervised", "dpo", "reinforcement"):
+            yield Fault(("method", key), "", "", not_yet=True)
+    path = (*REINFORCEMENT, "response_format")
+    response_format = _at(document, path)
+    if isinstance(response_format, dict):
+        kind = response_format.get("type")
+        if kind in ("json_schema", "json_object", "grammar"):
+            what = f"a response_format of type {kind} is not built yet"
+            yield Fault(path, what, "so far: null, or {type: text}", not_yet=True)
+    for key in ("tools", "max_episode_steps"):
+        if _at(document, (*REINFORCEMENT, key)) is not None:
+            what = f"{dotted(REINFORCEMENT)}.{key} is not built yet"
+            yield Fault((*REINFORCEMENT, key), what, "remove it", not_yet=True)
+
+
+def _unbuilt_graders(document: Any) -> Iterator[Fault]:
+    grader = _at(document, GRADER)
+    children = _at(grader, ("graders",))
+    parts = {GRADER: grader}
+    if isinstance(children, dict) and grader.get("type") == "multi":
+        parts = {(*GRADER, "graders", key): child for key, child in children.items()}
+    for path, part in parts.items():
+        if reason := grader_not_yet(part):
+            yield Fault(path, f"{dotted(path)}: {reason}", "", not_yet=True)
+
+
+def _at(value: Any, path: KeyPath) -> Any:
+    for part in path:
+        value = value.get(part) if isinstance(value, dict) else None
+    return value

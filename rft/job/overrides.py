@@ -1,0 +1,65 @@
+"""Dotted overrides from the command line, laid over a document: `engine.training.learning_rate=1e-4`."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from rft.job.marked import read_marked
+from rft.job.places import Fault, KeyPath, Marked, Place, dotted
+
+MAX_SHOWN = 60
+"""Characters of an override that an error repeats."""
+
+
+def apply_overrides(document: Marked, overrides: Sequence[str]) -> Marked:
+    """The document with each `key.sub=value` laid over it in turn; a value is YAML and replaces what stood there."""
+    for text in overrides:
+        document = _apply(document, text)
+    return document
+
+
+def _apply(document: Marked, text: str) -> Marked:
+    shown = text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "…"
+    place = Place(True, 0, 0, f"override {shown}")
+    key, equals, value_text = text.partition("=")
+    path: KeyPath = tuple(part.strip() for part in key.split("."))
+    if not equals or not all(path):
+        return _with_fault(document, Fault((), "not an override", "write key.sub=value", place))
+    if value_text.strip():
+        value = read_marked(value_text, place.source)
+    else:
+        value = Marked(None, {}, {(): place})
+    try:
+        merged = _set(document.value, path, value.value)
+    except _NoSectionError as error:
+        what = f"{dotted(error.path)} holds {error.seen}, so nothing can be set inside it"
+        return _with_fault(document, Fault(path, what, "name a key of a section", place))
+    here = {(*path, *inner): place for inner in ((), *value.keys, *value.values)}
+    for length in range(1, len(path)):
+        if path[:length] not in document.keys:
+            here[path[:length]] = place
+    keys = {p: at for p, at in document.keys.items() if p[: len(path)] != path}
+    values = {p: at for p, at in document.values.items() if p[: len(path)] != path}
+    faults = [f for f in document.faults if not f.path or f.path[: len(path)] != path]
+    faults += [Fault((*path, *f.path), f.what, f.remedy, place) for f in value.faults]
+    return Marked(merged, {**keys, **here}, {**values, **here}, tuple(faults))
+
+
+class _NoSectionError(Exception):
+    def __init__(self, path: KeyPath, seen: str):
+        super().__init__(seen)
+        self.path, self.seen = path, seen
+
+
+def _set(section: Any, path: KeyPath, value: Any, done: KeyPath = ()) -> Any:
+    if not path:
+        return value
+    if section is None:
+        section = {}
+    if not isinstance(section, dict):
+        raise _NoSectionError(done, "a list" if isinstance(section, list) else repr(section))
+    head = path[0]
+    return {**section, head: _set(section.get(head), path[1:], value, (*done, head))}
+
+
+def _with_fault(document: Marked, fault: Fault) -> Marked:
+    return Marked(document.value, document.keys, document.values, (*document.faults, fault))

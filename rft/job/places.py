@@ -1,0 +1,65 @@
+"""Where the parts of a document were written, and what is wrong with them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+KeyPath = tuple[str | int, ...]
+"""The keys and list indices that lead from the top of a document to a value."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Place:
+    """Where a key or a value was written: a file's line and column, or an override."""
+
+    is_override: bool
+    line: int
+    column: int
+    source: str
+
+    def __str__(self) -> str:
+        return self.source if self.is_override else f"{self.source}:{self.line}:{self.column}"
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing wrong with a document, still tied to its key path."""
+
+    path: KeyPath
+    what: str
+    remedy: str
+    place: Place | None = None
+    """When the path alone does not say it, such as at a duplicate key."""
+    not_yet: bool = False
+    """Whether the value is legal but what it asks for is not built."""
+
+
+@dataclass(frozen=True, slots=True)
+class Marked:
+    """A document as plain values, with the places of its keys and values."""
+
+    value: Any
+    keys: Mapping[KeyPath, Place]
+    values: Mapping[KeyPath, Place]
+    faults: tuple[Fault, ...] = ()
+    """Each stands at a path whose value could not be read; the value is then null."""
+
+    def place_of_key(self, path: KeyPath) -> Place | None:
+        """The place of a key; of the nearest enclosing one when the path was not written."""
+        return self._nearest(self.keys, path)
+
+    def place_of_value(self, path: KeyPath) -> Place | None:
+        """The place of a value; of the nearest enclosing one when the path was not written."""
+        return self._nearest(self.values, path)
+
+    def _nearest(self, places: Mapping[KeyPath, Place], path: KeyPath) -> Place | None:
+        for length in range(len(path), -1, -1):
+            if path[:length] in places:
+                return places[path[:length]]
+        return None
+
+
+def dotted(path: KeyPath) -> str:
+    """A key path as a person writes it: `engine.lora.rank`, `integrations[0].type`."""
+    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+    return text.removeprefix(".")

@@ -1,0 +1,106 @@
+"""Groups of token ids → one packed row for the model, and the way back from its hidden states.
+
+N packed input tokens, B completions, T tokens of the longest completion.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rft.attention import PackedGroups, PackedSpan
+
+
+@dataclass(frozen=True, slots=True)
+class TokenGroup:
+    """A prompt with completions that share it, as token ids."""
+
+    prompt_ids: tuple[int, ...]
+    completions: tuple[tuple[int, ...], ...]
+    """Each non-empty."""
+    allowed_tokens: tuple[NDArray[np.uint8] | None, ...] = ()
+    """Per completion as in `Completion.allowed_tokens`; empty when no token was ever left out."""
+
+    @property
+    def num_input_tokens(self) -> int:
+        return len(self.prompt_ids) + sum(len(ids) - 1 for ids in self.completions)
+
+
+@dataclass(frozen=True, slots=True)
+class PackedBatch:
+    """Several groups in one row, and for every completion token the place that predicts it."""
+
+    input_ids: Int[Tensor, "1 N"]
+    position_ids: Int[Tensor, "1 N"]
+    layout: PackedGroups
+    target_ids: Int[Tensor, " M"]
+    """All completion tokens, completion after completion."""
+    predictor_index: Int[Tensor, " M"]
+    """The packed input token whose hidden state predicts each target."""
+    completion_mask: Bool[Tensor, "B T"]
+    """True where completion b has a token t; its true places in row order are the M targets."""
+    allowed_tokens: NDArray[np.uint8] | None
+    """(M, ceil(V / 8)) bits, or None when every token was open everywhere."""
+
+    def unpack(self, values: Float[Tensor, " M"]) -> Float[Tensor, "B T"]:
+        """Per-target values at their (completion, token) place, zero elsewhere."""
+        zeros = values.new_zeros(self.completion_mask.shape)
+        return zeros.masked_scatter(self.completion_mask, values)
+
+
+def pack(groups: Sequence[TokenGroup], device: torch.device) -> PackedBatch:
+    """Lay groups one after the other; positions restart at each prompt and after it for each completion."""
+    input_ids: list[int] = []
+    position_ids: list[int] = []
+    target_ids: list[int] = []
+    predictors: list[int] = []
+    spans = []
+    for group in groups:
+        start, prompt_length = len(input_ids), len(group.prompt_ids)
+        input_ids += group.prompt_ids
+        position_ids += range(prompt_length)
+        for ids in group.completions:
+            last_of_prompt, first_of_completion = start + prompt_length - 1, len(input_ids)
+            predictors += [last_of_prompt, *range(first_of_completion, first_of_completion + len(ids) - 1)]
+            target_ids += ids
+            input_ids += ids[:-1]
+            position_ids += range(prompt_length, prompt_length + len(ids) - 1)
+        lengths = tuple(len(ids) - 1 for ids in group.completions)
+        spans.append(PackedSpan(start, prompt_length, lengths))
+    lengths = [len(ids) for group in groups for ids in group.completions]
+    mask = torch.arange(max(lengths))[None, :] < torch.tensor(lengths)[:, None]
+
+    def tensor(values: list[int]) -> Tensor:
+        return torch.tensor(values, device=device)
+
+    return PackedBatch(
+        input_ids=tensor(input_ids)[None],
+        position_ids=tensor(position_ids)[None],
+        layout=PackedGroups(spans),
+        target_ids=tensor(target_ids),
+        predictor_index=tensor(predictors),
+        completion_mask=mask.to(device),
+        allowed_tokens=_joined_allowed_tokens(groups),
+    )
+
+
+def _joined_allowed_tokens(groups: Sequence[TokenGroup]) -> NDArray[np.uint8] | None:
+    blocks = [
+        (allowed, len(ids))
+        for group in groups
+        for ids, allowed in zip(
+            group.completions, group.allowed_tokens or (None,) * len(group.completions), strict=True
+        )
+    ]
+    widths = {allowed.shape[1] for allowed, _ in blocks if allowed is not None}
+    if not widths:
+        return None
+    (width,) = widths
+    open_row = np.full((1, width), 255, np.uint8)
+    return np.concatenate(
+        [open_row.repeat(n, 0) if allowed is None else allowed for allowed, n in blocks]
+    )

@@ -1,0 +1,236 @@
+"""The policy: a frozen base model with one trainable LoRA adapter, and its reference.
+
+B completions, T tokens of the longest one; index t speaks of token t.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from peft import (
+    LoraConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from rft.attention import use_layouts
+from rft.errors import ModelError
+from rft.head import Head, read_head, token_logprobs
+from rft.packing import PackedBatch
+
+ADAPTER = "default"
+REFERENCE = "reference"
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """What one pass of the model says about the completions of a packed batch."""
+
+    logprobs: Float[Tensor, "B T"]
+    """log p(token t | prompt, tokens < t) at the sampling temperature, nats; 0 beyond the end."""
+    entropies: Float[Tensor, "B T"]
+    """Entropy of the distribution token t was drawn from, nats; carries no gradient."""
+
+
+class Policy:
+    """Base model + LoRA: logprobs, reference, gradients, save and load.
+
+    Invariants: the base weights never change; only `parameters()` require a gradient; sampling sees
+    the model in evaluation mode.
+    """
+
+    def __init__(self, model: PeftModel, gradient_checkpointing: bool = False):
+        base = model.get_base_model()
+        use_layouts(base)
+        self.model = model
+        self.base: PreTrainedModel = base
+        self.head: Head = read_head(base)
+        self.device: torch.device = self.head.weight.device
+        if gradient_checkpointing:
+            base.gradient_checkpointing_enable({"use_reentrant": False})
+        self.model.eval()
+
+    @property
+    def merges_exactly(self) -> bool:
+        """Whether base + LoRA in one weight matrix loses nothing: a full-precision float32 base."""
+        is_quantized = getattr(self.base, "is_quantized", False)
+        return not is_quantized and self.head.weight.dtype == torch.float32
+
+    def parameters(self) -> dict[str, torch.nn.Parameter]:
+        """The trainable LoRA matrices by name, in a fixed order; float32."""
+        named = self.model.named_parameters()
+        return {name: parameter for name, parameter in named if parameter.requires_grad}
+
+    def score(self, batch: PackedBatch, temperature: float) -> Scored:
+        """`policy_logprobs` of every completion token; gradient flows to the LoRA matrices."""
+        decoder = self.base.get_decoder()
+        hidden = decoder(
+            input_ids=batch.input_ids,
+            position_ids=batch.position_ids,
+            use_cache=False,
+            layout=batch.layout,
+        ).last_hidden_state[0]
+        logprobs, entropies = token_logprobs(
+            self.head,
+            hidden[batch.predictor_index],
+            batch.target_ids,
+            temperature,
+            batch.allowed_tokens,
+        )
+        return Scored(batch.unpack(logprobs), batch.unpack(entropies))
+
+    @torch.no_grad()
+    def reference_logprobs(self, batch: PackedBatch, temperature: float) -> Float[Tensor, "B T"]:
+        """The same under the model the job started from, without dropout."""
+        was_training = self.model.training
+        self.model.eval()
+        with self._as_reference():
+            logprobs = self.score(batch, temperature).logprobs
+        self.model.train(was_training)
+        return logprobs
+
+    @contextmanager
+    def updating(self) -> Iterator[None]:
+        """Training mode for the passes of one update."""
+        self.model.train()
+        try:
+            yield
+        finally:
+            self.model.eval()
+
+    def save_adapter(self, folder: Path) -> None:
+        """Write the adapter as a PEFT folder that `PeftModel.from_pretrained` loads."""
+        self.model.save_pretrained(
+            str(folder), selected_adapters=[ADAPTER], save_embedding_layers=False
+        )
+        (folder / "README.md").unlink(missing_ok=True)
+        config = folder / "adapter_config.json"
+        config.write_text(json.dumps(_sorted_lists(json.loads(config.read_text())), indent=2) + "\n")
+
+    def adapter_tensors(self) -> dict[str, Tensor]:
+        """The adapter's weights by the names a PEFT folder gives them."""
+        tensors = get_peft_model_state_dict(
+            self.model, adapter_name=ADAPTER, save_embedding_layers=False
+        )
+        return dict(tensors)
+
+    def load_adapter(self, weights: Mapping[str, Tensor]) -> None:
+        """Put saved adapter weights into the parameters that are there (the optimizer keeps them)."""
+        result = set_peft_model_state_dict(self.model, dict(weights), adapter_name=ADAPTER)
+        if result.unexpected_keys:
+            raise ModelError(f"unexpected tensors in the saved adapter: {result.unexpected_keys[:3]}")
+
+    @contextmanager
+    def _as_reference(self) -> Iterator[None]:
+        if REFERENCE not in self.model.peft_config:
+            with self.model.disable_adapter():
+                yield
+            return
+        self.model.set_adapter(REFERENCE, inference_mode=True)
+        try:
+            yield
+        finally:
+            self.model.set_adapter(ADAPTER)
+
+
+@contextmanager
+def adapter_off(policy: Policy) -> Iterator[None]:
+    """The bare base model, for sampling without the adapter."""
+    with policy.model.disable_adapter():
+        yield
+
+
+@dataclass(frozen=True, slots=True)
+class LoraShape:
+    """The adapter's shape, as in the job document's `engine.lora`."""
+
+    rank: int = 16
+    alpha: float = 32
+    dropout: float = 0.0
+    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+
+
+def new_policy(
+    base: PreTrainedModel, shape: LoraShape, seed: int, gradient_checkpointing: bool = False
+) -> Policy:
+    """A policy that starts as the base model: A drawn from the seed and its own name, B zero."""
+    targets: str | list[str] = (
+        shape.targets if isinstance(shape.targets, str) else sorted(shape.targets)
+    )
+    config = LoraConfig(
+        r=shape.rank,
+        lora_alpha=shape.alpha,
+        lora_dropout=shape.dropout,
+        target_modules=targets,
+        task_type="CAUSAL_LM",
+    )
+    try:
+        model = get_peft_model(base, config)
+    except ValueError as error:
+        raise ModelError(
+            f"LoRA cannot be put on {targets!r}: {error}",
+            where="engine.lora.targets",
+            remedy="use all-linear, or names of linear layers of this model",
+        ) from None
+    _refuse_untrainable_targets(model)
+    _initialise(model, seed)
+    return Policy(model, gradient_checkpointing)
+
+
+def continued_policy(
+    base: PreTrainedModel, adapter: Path, gradient_checkpointing: bool = False
+) -> Policy:
+    """A policy that goes on from a saved adapter, which also stays beside it as the reference."""
+    model = PeftModel.from_pretrained(base, str(adapter), adapter_name=ADAPTER, is_trainable=True)
+    model.load_adapter(str(adapter), adapter_name=REFERENCE, is_trainable=False)
+    model.set_adapter(ADAPTER)
+    _refuse_untrainable_targets(model)
+    return Policy(model, gradient_checkpointing)
+
+
+def read_adapter(folder: Path) -> dict[str, Tensor]:
+    """The tensors of a saved adapter; safetensors only."""
+    return load_file(folder / "adapter_model.safetensors")
+
+
+def _refuse_untrainable_targets(model: PeftModel) -> None:
+    base = model.get_base_model()
+    for module in (base.get_output_embeddings(), base.get_input_embeddings()):
+        if isinstance(module, LoraLayer):
+            raise ModelError(
+                "LoRA on the embeddings or the output head is not supported",
+                where="engine.lora.targets",
+                remedy="leave them out of engine.lora.targets",
+            )
+
+
+def _initialise(model: PeftModel, seed: int) -> None:
+    """A ~ U(−1/√fan_in, 1/√fan_in), peft's default (kaiming_uniform, a = √5), but from one generator
+    per matrix seeded by sha256(seed:name), so that the targets chosen do not shift one another."""
+    for name, parameter in model.named_parameters():
+        if ".lora_A." not in name:
+            continue
+        digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+        bound = 1 / math.sqrt(parameter.shape[1])
+        values = torch.rand(parameter.shape, generator=generator) * 2 * bound - bound
+        parameter.data.copy_(values)
+
+
+def _sorted_lists(config: dict[str, Any]) -> dict[str, Any]:
+    """peft writes sets in hash order; sorted, the same adapter is the same bytes."""
+    sort = {key: sorted(value) for key, value in config.items() if isinstance(value, list)}
+    return dict(sorted((config | sort).items()))

@@ -1,0 +1,72 @@
+"""One token per row from its logits, by inverse CDF from one uniform.
+
+B rows, V vocabulary.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    token_ids: Int[Tensor, " B"]
+    logprobs: Float[Tensor, " B"]
+    """log p of the token under the distribution it was drawn from, nats."""
+    allowed_tokens: NDArray[np.uint8] | None
+    """(B, ceil(V / 8)) bits of the nucleus when top_p < 1."""
+
+
+def draw(
+    logits: Float[Tensor, "B V"],
+    uniforms: Float[Tensor, " B"],
+    temperature: float,
+    top_p: float,
+) -> Drawn:
+    """Sample each row; at temperature 0 take its largest logit (logprob then at temperature 1).
+
+    Every row's result depends on that row alone, bit for bit.
+    """
+    if temperature == 0:
+        token_ids = logits.argmax(-1)
+        return Drawn(token_ids, _chosen(logits.log_softmax(-1), token_ids), None)
+    logprobs = (logits / temperature).log_softmax(-1)
+    allowed = None
+    if top_p < 1:
+        nucleus = nucleus_mask(logprobs.exp(), top_p)
+        allowed = np.packbits(nucleus.cpu().numpy(), axis=1)
+        logprobs = (logits / temperature).masked_fill(~nucleus, float("-inf")).log_softmax(-1)
+    token_ids = inverse_cdf(logprobs.exp(), uniforms)
+    return Drawn(token_ids, _chosen(logprobs, token_ids), allowed)
+
+
+def inverse_cdf(
+    probabilities: Float[Tensor, "B V"], uniforms: Float[Tensor, " B"]
+) -> Int[Tensor, " B"]:
+    """The first token whose cumulative probability exceeds uniform × total.
+
+    Scaling by the last cumulative value absorbs its rounding; the point stays strictly below the total,
+    so that a token of probability zero is never chosen.
+    """
+    cumulative = probabilities.cumsum(-1)
+    total = cumulative[:, -1:]
+    below_total = torch.nextafter(total, torch.zeros_like(total))
+    points = torch.minimum(uniforms.to(total.dtype)[:, None] * total, below_total)
+    return torch.searchsorted(cumulative, points, right=True)[:, 0]
+
+
+def nucleus_mask(probabilities: Float[Tensor, "B V"], top_p: float) -> Bool[Tensor, "B V"]:
+    """The fewest most probable tokens whose probabilities sum to at least top_p (Holtzman et al. 2020)."""
+    ordered, order = probabilities.sort(-1, descending=True, stable=True)
+    sum_before = ordered.cumsum(-1) - ordered
+    keep = sum_before < top_p
+    keep[:, 0] = True
+    return torch.zeros_like(keep).scatter(-1, order, keep)
+
+
+def _chosen(logprobs: Tensor, token_ids: Tensor) -> Tensor:
+    return logprobs.gather(1, token_ids[:, None])[:, 0]

@@ -1,0 +1,200 @@
+"""The native sampler: each prompt computed once, one slot per live completion, refilled as rows finish.
+
+A completion depends on its prompt, its uniforms and the weights, never on its neighbours: linear layers
+never see fewer rows than `row_invariance` found safe, attention runs per row, and prompts are computed alone.
+
+B live rows, V vocabulary.
+"""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from rft.policy import Policy
+from rft.rollout.draw import Drawn, draw
+from rft.rollout.invariance import RowInvariance, row_invariance
+from rft.rollout.merged import MergedModel
+from rft.rollout.randomness import uniforms
+from rft.rollout.sampler import Sampled, SampleRequest, SamplingSettings
+from rft.rollout.slots import Prefill, Slots
+from rft.rollout.transcribe import Transcriber
+
+
+@dataclass(slots=True)
+class _Live:
+    """A completion being decoded."""
+
+    request: int
+    sample: int
+    uniforms: NDArray[np.float64]
+    prompt_length: int
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    allowed_tokens: list[NDArray[np.uint8]] = field(default_factory=list)
+
+    @property
+    def position(self) -> int:
+        """Where the newest token stands: it is the next input."""
+        return self.prompt_length + len(self.token_ids) - 1
+
+
+class NativeSampler:
+    """Samples from the policy with a merged float32 copy, or through the adapter where none is exact."""
+
+    def __init__(self, policy: Policy, transcriber: Transcriber, num_slots: int):
+        self._policy = policy
+        self._transcriber = transcriber
+        self._merged = MergedModel(policy) if policy.merges_exactly else None
+        self._model: PreTrainedModel = self._merged.model if self._merged else policy.base
+        self.invariance: RowInvariance = row_invariance(self._model, policy.head, num_slots)
+        self._num_slots = num_slots
+        self._slots: Slots | None = None
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether sampling logprobs are the trainer's up to float32 rounding."""
+        return self._merged is not None
+
+    def refresh(self) -> None:
+        if self._merged:
+            self._merged.refresh()
+
+    @torch.inference_mode()
+    def sample(
+        self, requests: Sequence[SampleRequest], settings: SamplingSettings
+    ) -> Iterator[Sampled]:
+        longest = max((len(request.prompt_ids) for request in requests), default=0)
+        slots = self._slots_for(longest + settings.max_tokens)
+        waiting = deque(range(len(requests)))
+        ready: deque[tuple[_Live, Prefill, Tensor]] = deque()
+        live: list[_Live] = []
+        while waiting or ready or live:
+            while len(live) < self._num_slots and (waiting or ready):
+                if not ready:
+                    ready += self._prefill(waiting.popleft(), requests, settings)
+                live += self._admit(ready, slots, len(live), settings)
+                yield from self._retire(live, slots, requests, settings)
+            if live:
+                self._decode(live, slots, settings)
+                yield from self._retire(live, slots, requests, settings)
+
+    def _slots_for(self, capacity: int) -> Slots:
+        if self._slots is None or self._slots.capacity < capacity:
+            num_slots = self.invariance.padded(self._num_slots)
+            self._slots = Slots(num_slots, capacity, self._policy.device)
+        return self._slots
+
+    def _prefill(
+        self, index: int, requests: Sequence[SampleRequest], settings: SamplingSettings
+    ) -> list[tuple[_Live, Prefill, Tensor]]:
+        """Compute one prompt alone: all its completions, ready to be admitted."""
+        request = requests[index]
+        length = len(request.prompt_ids)
+        num_padded = max(length, self.invariance.min_rows)
+        padding = (0,) * (num_padded - length)
+        input_ids = torch.tensor([request.prompt_ids + padding], device=self._policy.device)
+        positions = torch.arange(num_padded, device=self._policy.device)[None]
+        prefill = Prefill(length)
+        hidden = self._hidden(input_ids, positions, prefill)[0, length - 1 : length]
+        logits = self._logits(hidden)
+        return [
+            (_Live(index, sample, _uniforms_of(request, sample, settings), length), prefill, logits)
+            for sample in range(request.num_samples)
+        ]
+
+    def _admit(
+        self,
+        ready: deque[tuple[_Live, Prefill, Tensor]],
+        slots: Slots,
+        first_slot: int,
+        settings: SamplingSettings,
+    ) -> list[_Live]:
+        """Give free slots to completions of one prompt and draw their first tokens from its logits."""
+        admitted: list[_Live] = []
+        logits = ready[0][2]
+        while ready and ready[0][2] is logits and first_slot + len(admitted) < self._num_slots:
+            completion, prefill, _ = ready.popleft()
+            slots.fill(first_slot + len(admitted), prefill)
+            admitted.append(completion)
+        self._append(admitted, logits.expand(len(admitted), -1), settings)
+        return admitted
+
+    def _decode(self, live: list[_Live], slots: Slots, settings: SamplingSettings) -> None:
+        """One token for every live row."""
+        num_rows = self.invariance.padded(len(live))
+        spare = [0] * (num_rows - len(live))
+        last_ids = [row.token_ids[-1] for row in live] + spare
+        positions = torch.tensor([row.position for row in live] + spare, device=self._policy.device)
+        input_ids = torch.tensor(last_ids, device=self._policy.device)[:, None]
+        slots.begin_step(positions, max(row.position for row in live))
+        hidden = self._hidden(input_ids, positions[:, None], slots)[:, 0]
+        self._append(live, self._logits(hidden)[: len(live)], settings)
+
+    def _append(
+        self, rows: list[_Live], logits: Float[Tensor, "B V"], settings: SamplingSettings
+    ) -> None:
+        points = [row.uniforms[len(row.token_ids)] for row in rows]
+        drawn: Drawn = draw(
+            logits,
+            torch.tensor(points, dtype=torch.float32, device=logits.device),
+            settings.temperature,
+            settings.top_p,
+        )
+        token_ids, logprobs = drawn.token_ids.tolist(), drawn.logprobs.tolist()
+        for index, row in enumerate(rows):
+            row.token_ids.append(token_ids[index])
+            row.logprobs.append(logprobs[index])
+            if drawn.allowed_tokens is not None:
+                row.allowed_tokens.append(drawn.allowed_tokens[index])
+
+    def _retire(
+        self,
+        live: list[_Live],
+        slots: Slots,
+        requests: Sequence[SampleRequest],
+        settings: SamplingSettings,
+    ) -> Iterator[Sampled]:
+        """Take finished rows out of `live`, keeping the others in slots 0…B−1."""
+        index = 0
+        while index < len(live):
+            row = live[index]
+            reason = self._transcriber.finish_reason(row.token_ids, settings)
+            if reason is None:
+                index += 1
+                continue
+            last = live.pop()
+            if last is not row:
+                slots.move(len(live), index, last.position)
+                live[index] = last
+            allowed = np.stack(row.allowed_tokens) if row.allowed_tokens else None
+            completion = self._transcriber.completion(
+                row.token_ids, row.logprobs, reason, requests[row.request].prompt_ids, settings, allowed
+            )
+            yield Sampled(row.request, row.sample, completion)
+
+    def _hidden(self, input_ids: Tensor, positions: Tensor, layout: Prefill | Slots) -> Tensor:
+        decoder = self._model.get_decoder()
+        output = decoder(
+            input_ids=input_ids, position_ids=positions, use_cache=False, layout=layout
+        )
+        return output.last_hidden_state  # type: ignore[no-any-return]
+
+    def _logits(self, hidden: Float[Tensor, "B E"]) -> Float[Tensor, "B V"]:
+        num_rows = self.invariance.padded(len(hidden))
+        spare = hidden[:1].expand(num_rows - len(hidden), -1)
+        return self._policy.head.logits(torch.cat([hidden, spare]))[: len(hidden)]
+
+
+def _uniforms_of(
+    request: SampleRequest, sample: int, settings: SamplingSettings
+) -> NDArray[np.float64]:
+    return uniforms(
+        request.seed, request.purpose, request.step, request.ordinal, sample, settings.max_tokens
+    )

@@ -1,0 +1,56 @@
+"""What every sampling engine offers: requests in, token ids and logprobs out, each as it finishes."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from rft.rollout.randomness import Purpose
+from rft.types import Completion
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingSettings:
+    """How tokens are drawn."""
+
+    temperature: float
+    """0 = greedy."""
+    top_p: float
+    max_tokens: int
+    stop: tuple[str, ...] = ()
+    """Strings that end a completion; they are sampled and trained, and cut from `output_text`."""
+
+
+@dataclass(frozen=True, slots=True)
+class SampleRequest:
+    """Ask for `num_samples` completions of one prompt."""
+
+    prompt_ids: tuple[int, ...]
+    num_samples: int
+    seed: int
+    purpose: Purpose
+    step: int
+    ordinal: int
+    """The prompt's number: with seed, purpose, step and sample it determines the uniforms."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """One finished completion of a request."""
+
+    request: int
+    """Index of its request."""
+    sample: int
+    """Index among the request's completions."""
+    completion: Completion
+
+
+class Sampler(Protocol):
+    """Draws completions from the policy as it was at the last `refresh`."""
+
+    def refresh(self) -> None:
+        """Take over the policy's current weights."""
+
+    def sample(
+        self, requests: Sequence[SampleRequest], settings: SamplingSettings
+    ) -> Iterator[Sampled]:
+        """All completions asked for, each as soon as it is finished, in no particular order."""

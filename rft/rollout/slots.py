@@ -1,0 +1,94 @@
+"""Key-value memory of the native sampler: prompts computed once, then one slot per live completion.
+
+S slots, K key-value heads, R query heads per key-value head, D head width, P prompt tokens.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from rft.attention import AttentionKind, causal_visibility, masked_attention
+
+LENGTH_BUCKET = 8
+"""Key lengths are rounded up to this, so that attention's arithmetic does not depend on neighbours."""
+
+
+class Prefill:
+    """Layout of one prompt computed alone; keeps each layer's keys and values."""
+
+    def __init__(self, length: int):
+        self.length = length
+        self.keys: dict[int, Float[Tensor, "K P D"]] = {}
+        self.values: dict[int, Float[Tensor, "K P D"]] = {}
+
+    def attend(self, kind: AttentionKind, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        self.keys[kind.layer] = key[0, :, : self.length]
+        self.values[kind.layer] = value[0, :, : self.length]
+        num_tokens, visible = query.shape[2], None
+        if kind.sliding_window is not None and num_tokens > kind.sliding_window:
+            visible = causal_visibility(num_tokens, 0, kind.sliding_window, query.device)
+        return masked_attention(kind, query, key, value, visible)
+
+
+class Slots:
+    """Layout of one decoding step: row b appends its token to slot b and sees that slot so far."""
+
+    def __init__(self, num_slots: int, capacity: int, device: torch.device):
+        """`capacity`: tokens per slot."""
+        self.num_slots = num_slots
+        self.capacity = -(-capacity // LENGTH_BUCKET) * LENGTH_BUCKET
+        self.keys: dict[int, Float[Tensor, "S K C D"]] = {}
+        self.values: dict[int, Float[Tensor, "S K C D"]] = {}
+        self._rows = torch.arange(num_slots, device=device)
+        self._offsets = torch.arange(self.capacity, device=device)
+        self._positions = torch.zeros(0, dtype=torch.long, device=device)
+        self._length = 0
+        self._bias: dict[int | None, Tensor] = {}
+
+    def fill(self, slot: int, prefill: Prefill) -> None:
+        """Copy a prompt's keys and values into a slot."""
+        for store, source in ((self.keys, prefill.keys), (self.values, prefill.values)):
+            for layer, tensor in source.items():
+                if layer not in store:
+                    heads, _, width = tensor.shape
+                    store[layer] = tensor.new_zeros(self.num_slots, heads, self.capacity, width)
+                store[layer][slot, :, : prefill.length] = tensor
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """Copy the first `length` tokens of one slot over another's."""
+        for store in (self.keys, self.values):
+            for tensor in store.values():
+                tensor[target, :, :length] = tensor[source, :, :length]
+
+    def begin_step(self, positions: Tensor, longest: int) -> None:
+        """Rows 0…B−1 are about to append at `positions`; `longest` is the largest of them."""
+        self._positions = positions
+        self._length = -(-(longest + 1) // LENGTH_BUCKET) * LENGTH_BUCKET
+        self._bias = {}
+
+    def attend(self, kind: AttentionKind, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        num_rows, num_heads, _, width = query.shape
+        keys, values = self.keys[kind.layer], self.values[kind.layer]
+        keys[self._rows[:num_rows], :, self._positions] = key[:, :, 0]
+        values[self._rows[:num_rows], :, self._positions] = value[:, :, 0]
+        seen_keys, seen_values = (
+            store[:num_rows, :, : self._length] for store in (keys, values)
+        )
+        num_kv_heads = seen_keys.shape[1]
+        grouped = (query * kind.scaling).view(num_rows, num_kv_heads, -1, width)
+        scores = grouped @ seen_keys.transpose(-1, -2)  # (B, K, R, length)
+        if kind.softcap is not None:
+            scores = kind.softcap * torch.tanh(scores / kind.softcap)
+        scores = scores.float() + self._visibility_bias(kind.sliding_window)
+        weights = scores.softmax(-1).to(seen_values.dtype)
+        return (weights @ seen_values).view(num_rows, num_heads, 1, -1)
+
+    def _visibility_bias(self, window: int | None) -> Float[Tensor, "B 1 1 length"]:
+        if window not in self._bias:
+            offsets, positions = self._offsets[None, : self._length], self._positions[:, None]
+            visible = offsets <= positions
+            if window is not None:
+                visible &= offsets > positions - window
+            bias = torch.zeros(visible.shape, device=visible.device)
+            self._bias[window] = bias.masked_fill(~visible, float("-inf"))[:, None, None]
+        return self._bias[window]

@@ -1,0 +1,60 @@
+"""From sampled token ids to a `Completion`: when it ends, and what graders read."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
+
+from rft.models import find_thinking
+from rft.rollout.sampler import SamplingSettings
+from rft.types import Completion, FinishReason
+
+
+class Transcriber:
+    """Knows the tokenizer and the tokens that end an answer."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, end_token_ids: Sequence[int]):
+        self.tokenizer = tokenizer
+        self.end_token_ids = frozenset(end_token_ids)
+
+    def finish_reason(
+        self, token_ids: Sequence[int], settings: SamplingSettings
+    ) -> FinishReason | None:
+        """Why a completion ends with its newest token, or None while it goes on."""
+        if token_ids[-1] in self.end_token_ids:
+            return "stop"
+        if settings.stop and _first_stop(self._text(token_ids), settings.stop) is not None:
+            return "stop"
+        return "length" if len(token_ids) >= settings.max_tokens else None
+
+    def completion(
+        self,
+        token_ids: Sequence[int],
+        logprobs: Sequence[float],
+        finish_reason: FinishReason,
+        prompt_ids: Sequence[int],
+        settings: SamplingSettings,
+        allowed_tokens: NDArray[np.uint8] | None = None,
+    ) -> Completion:
+        text = self._text(token_ids)
+        num_reasoning_tokens, output_text = find_thinking(token_ids, self.tokenizer, prompt_ids)
+        cut = _first_stop(output_text, settings.stop)
+        return Completion(
+            token_ids=tuple(token_ids),
+            sampling_logprobs=tuple(logprobs),
+            finish_reason=finish_reason,
+            text=text,
+            output_text=output_text if cut is None else output_text[:cut],
+            num_reasoning_tokens=num_reasoning_tokens,
+            allowed_tokens=allowed_tokens,
+        )
+
+    def _text(self, token_ids: Sequence[int]) -> str:
+        return self.tokenizer.decode(list(token_ids), skip_special_tokens=True)
+
+
+def _first_stop(text: str, stop: Sequence[str]) -> int | None:
+    """Where the earliest stop string begins."""
+    places = [place for place in (text.find(string) for string in stop) if place >= 0]
+    return min(places, default=None)

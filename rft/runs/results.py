@@ -1,0 +1,63 @@
+"""`results.csv`: the product's table of a job, one line a step."""
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+JOB_COLUMNS = (
+    "step",
+    "train_mean_reward",
+    "full_valid_mean_reward",
+    "pg_loss_sum",
+    "total_loss_sum",
+    "entropy_loss_sum",
+    "completion_tokens_mean",
+    "reasoning_tokens_mean",
+    "mean_unresponsive_rewards",
+    "sampling_duration",
+    "training_duration",
+    "eval_duration",
+    "total_duration",
+)
+ANY_GRADER_ERRORS = ("sample_parse_error", "invalid_variable_error", "other_error")
+EXTRA_ERRORS: Mapping[str, tuple[str, ...]] = {
+    "python": ("python_grader_server_error", "python_grader_runtime_error"),
+    "score_model": ("model_grader_server_error",),
+    "label_model": ("model_grader_server_error",),
+}
+
+
+def error_kinds(grader_type: str) -> tuple[str, ...]:
+    """The error flags that are counted for a grader of that type."""
+    return ANY_GRADER_ERRORS + EXTRA_ERRORS.get(grader_type, ())
+
+
+def results_columns(grader_parts: Sequence[tuple[str, str]]) -> tuple[str, ...]:
+    """The header for graders given as (name, type): the job's columns, rewards, then errors."""
+    rewards = [
+        f"scores/graders/{type}/{name}/{split}_reward_mean"
+        for name, type in grader_parts
+        for split in ("train", "valid")
+    ]
+    errors = [
+        f"errors/graders/{type}/{name}/errors/{split}_{kind}_{measure}"
+        for name, type in grader_parts
+        for kind in error_kinds(type)
+        for split in ("train", "valid")
+        for measure in ("mean", "count")
+    ]
+    return tuple(dict.fromkeys((*JOB_COLUMNS, *rewards, *errors)))
+
+
+def csv_line(values: Sequence[Any]) -> bytes:
+    """One line of CSV; blank where a value is None or not finite."""
+    stream = io.StringIO()
+    csv.writer(stream, lineterminator="\n").writerow([_cell(value) for value in values])
+    return stream.getvalue().encode("utf-8", "backslashreplace")
+
+
+def _cell(value: Any) -> Any:
+    is_blank = value is None or (isinstance(value, float) and not math.isfinite(value))
+    return "" if is_blank else value

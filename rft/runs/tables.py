@@ -1,0 +1,84 @@
+"""Samples and evaluations as parquet files: one row per completion."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as parquet
+
+from rft.errors import RunError
+from rft.runs.documents import finite, json_bytes, sync_folder
+
+JSON_COLUMNS = frozenset({"messages", "sub_rewards", "errors", "item"})
+"""Columns whose values are kept as JSON text."""
+
+_COMPLETION = [
+    ("row", pa.int64()),
+    ("sample", pa.int64()),
+    ("prompt", pa.string()),
+    ("messages", pa.string()),
+    ("completion", pa.string()),
+    ("output_text", pa.string()),
+    ("finish_reason", pa.string()),
+    ("num_tokens", pa.int64()),
+    ("reward", pa.float64()),
+    ("sub_rewards", pa.string()),
+    ("errors", pa.string()),
+]
+SAMPLES_SCHEMA = pa.schema(
+    [
+        ("step", pa.int64()),
+        ("ordinal", pa.int64()),
+        *_COMPLETION,
+        ("advantage", pa.float64()),
+        ("item", pa.string()),
+    ]
+)
+EVALUATION_SCHEMA = pa.schema([("step", pa.int64()), *_COMPLETION, ("item", pa.string())])
+
+
+def write_table(path: Path, schema: pa.Schema, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows whole or not at all; a value that is absent or not finite is null.
+
+    Raises ValueError when a row has a column the schema lacks.
+    """
+    unknown = sorted({key for row in rows for key in row} - set(schema.names))
+    if unknown:
+        raise ValueError(f"columns {unknown} are not among {schema.names}")
+    columns = {name: [_stored(name, row.get(name)) for row in rows] for name in schema.names}
+    table = pa.table(columns, schema=schema)
+    temporary = path.with_name(f".tmp-{path.name}")
+    with temporary.open("wb") as stream:
+        parquet.write_table(table, stream, compression="zstd")
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(temporary, path)
+    sync_folder(path.parent)
+
+
+def read_table(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file, JSON columns decoded. Raises RunError when it is damaged."""
+    try:
+        rows: list[dict[str, Any]] = parquet.read_table(path).to_pylist()
+        for row in rows:
+            row.update({key: json.loads(row[key]) for key in JSON_COLUMNS if row.get(key)})
+    except (OSError, ValueError, pa.ArrowException) as error:
+        reason = str(error).splitlines()[0]
+        raise RunError(
+            f"the file cannot be read: {reason}",
+            where=str(path),
+            remedy="it was changed or copied in part; take another step",
+        ) from error
+    return rows
+
+
+def _stored(name: str, value: Any) -> Any:
+    if name in JSON_COLUMNS and value is not None and not isinstance(value, str):
+        return json_bytes(value).decode()
+    if isinstance(value, str):
+        # a lone surrogate has no place in UTF-8
+        return value.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
+    return finite(value)

@@ -1,0 +1,111 @@
+"""Groups with advantages → the micro-batches of one update.
+
+B completions of a micro-batch, T tokens of its longest one.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from rft.packing import PackedBatch, TokenGroup, pack
+from rft.training.loss import UpdateCounts
+from rft.types import Group, Rollout
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingGroup:
+    """The rollouts of one group that count in the loss, with their advantages."""
+
+    ordinal: int
+    prompt_ids: tuple[int, ...]
+    rollouts: tuple[Rollout, ...]
+    advantages: tuple[float, ...]
+
+    @property
+    def has_signal(self) -> bool:
+        return any(advantage != 0 for advantage in self.advantages)
+
+    @property
+    def tokens(self) -> TokenGroup:
+        completions = tuple(rollout.completion.token_ids for rollout in self.rollouts)
+        allowed = tuple(rollout.completion.allowed_tokens for rollout in self.rollouts)
+        return TokenGroup(self.prompt_ids, completions, allowed)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One micro-batch: whole groups, packed."""
+
+    groups: tuple[TrainingGroup, ...]
+    packed: PackedBatch
+    advantages: Float[Tensor, " B"]
+    sampling_logprobs: Float[Tensor, "B T"]
+
+
+def training_groups(
+    groups: Sequence[Group],
+    advantages: Sequence[tuple[float | None, ...]],
+    mask_truncated: bool,
+) -> list[TrainingGroup]:
+    """Leave out what does not count: ungraded rollouts and, if asked, truncated ones."""
+    result = []
+    for group, values in zip(groups, advantages, strict=True):
+        counted = [
+            (rollout, value)
+            for rollout, value in zip(group.rollouts, values, strict=True)
+            if value is not None and not (mask_truncated and rollout.completion.is_truncated)
+        ]
+        if counted:
+            rollouts, kept = zip(*counted, strict=True)
+            result.append(TrainingGroup(group.ordinal, group.prompt.token_ids, rollouts, kept))
+    return result
+
+
+def update_counts(groups: Sequence[TrainingGroup]) -> UpdateCounts:
+    """N and Σ|oᵢ| over all groups of the update, those without signal too; at least 1 each."""
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    num_tokens = sum(len(rollout.completion.token_ids) for rollout in rollouts)
+    return UpdateCounts(max(1, len(rollouts)), max(1, num_tokens))
+
+
+def micro_batches(
+    groups: Sequence[TrainingGroup], token_budget: int, device: torch.device
+) -> list[Batch]:
+    """Whole groups, in order, while their packed input stays within the budget; never an empty batch."""
+    batches: list[list[TrainingGroup]] = []
+    used = 0
+    for group in groups:
+        cost = group.tokens.num_input_tokens
+        if not batches or used + cost > token_budget:
+            batches.append([])
+            used = 0
+        batches[-1].append(group)
+        used += cost
+    return [_batch(members, device) for members in batches]
+
+
+def padded(rows: Sequence[Sequence[float]], device: torch.device) -> Float[Tensor, "B T"]:
+    """Ragged per-token values as one tensor, zero beyond each row's end."""
+    longest = max(len(row) for row in rows)
+    return torch.tensor([[*row, *[0.0] * (longest - len(row))] for row in rows], device=device)
+
+
+def anchors_of(
+    batch: Batch, anchors: Mapping[int, Sequence[Sequence[float]]], device: torch.device
+) -> Float[Tensor, "B T"]:
+    """The recorded anchor logprobs of a micro-batch's completions."""
+    return padded([row for group in batch.groups for row in anchors[group.ordinal]], device)
+
+
+def _batch(groups: Sequence[TrainingGroup], device: torch.device) -> Batch:
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    advantages = [value for group in groups for value in group.advantages]
+    return Batch(
+        groups=tuple(groups),
+        packed=pack([group.tokens for group in groups], device),
+        advantages=torch.tensor(advantages, device=device, dtype=torch.float32),
+        sampling_logprobs=padded([r.completion.sampling_logprobs for r in rollouts], device),
+    )

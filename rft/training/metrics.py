@@ -1,0 +1,297 @@
+"""A step's record and an evaluation → metrics: flat for `metrics.jsonl`, the product's tree for events,
+and a line of `results.csv`. The formulas stand in ARCHITECTURE.md."""
+
+from collections.abc import Callable, Mapping, Sequence
+from statistics import pstdev
+from typing import Any
+
+from rft.runs.results import error_kinds
+from rft.training.evaluation import Evaluation, mean, sub_reward_means
+from rft.training.trainer import StepRecord
+from rft.types import Completion, Grade, Group, Rollout
+
+Part = tuple[str, str]
+"""(name, type) of a grader, the job's own first, then a multi grader's children."""
+
+
+def step_metrics(record: StepRecord) -> dict[str, Any]:
+    """The flat metrics of a training step."""
+    groups = [*record.groups, *record.replaced]
+    rollouts = _rollouts(groups)
+    rewards = _rewards(rollouts)
+    completions = [rollout.completion for rollout in rollouts]
+    num_tokens = sum(len(completion.token_ids) for completion in completions)
+    sampling_seconds = record.seconds["sampling"]
+    return {
+        "train_reward_mean": mean(rewards),
+        **{f"train_reward_mean/{k}": v for k, v in sub_reward_means(groups).items()},
+        "train_reward_std": pstdev(rewards) if rewards else None,
+        "completion_tokens_mean": _mean_of(completions, _num_tokens),
+        "reasoning_tokens_mean": _mean_of(completions, _num_reasoning_tokens),
+        "mean_unresponsive_rewards": 1 - len(rewards) / len(rollouts),
+        **_error_metrics("train", rollouts),
+        "rollout/groups": len(groups),
+        "rollout/zero_signal_groups": sum(_is_dull(group) for group in groups),
+        "rollout/skipped_groups": sum(len(group.graded) < 2 for group in groups),
+        "rollout/resampled_groups": len(record.replaced),
+        "rollout/truncated_fraction": mean([float(c.is_truncated) for c in completions]),
+        "rollout/distinct_fraction": mean([_distinct_fraction(group) for group in groups]),
+        **_update_metrics(record),
+        **{f"timing/{name}": seconds for name, seconds in record.seconds.items()},
+        "timing/sampling_tokens_per_second": num_tokens / max(sampling_seconds, 1e-9),
+    }
+
+
+def evaluation_metrics(evaluation: Evaluation, pass_threshold: float) -> dict[str, Any]:
+    """The flat metrics of an evaluation."""
+    rollouts = _rollouts(evaluation.groups)
+    completions = [rollout.completion for rollout in rollouts]
+    passes = evaluation.pass_at(pass_threshold)
+    return {
+        "valid_reward_mean": evaluation.reward_mean,
+        **{f"valid_reward_mean/{k}": v for k, v in sub_reward_means(evaluation.groups).items()},
+        "valid_reward_se": evaluation.standard_error,
+        "valid_graded_reward_mean": evaluation.graded_reward_mean,
+        "valid_ungraded_fraction": evaluation.ungraded_fraction,
+        **{f"valid_pass@{k}": value for k, value in passes.items()},
+        "valid_completion_tokens_mean": _mean_of(completions, _num_tokens),
+        "valid_reasoning_tokens_mean": _mean_of(completions, _num_reasoning_tokens),
+        "valid_truncated_fraction": mean([float(c.is_truncated) for c in completions]),
+        **_error_metrics("valid", rollouts),
+        "timing/evaluation": evaluation.seconds,
+    }
+
+
+def metric_tree(
+    flat: Mapping[str, Any],
+    parts: Sequence[Part],
+    record: StepRecord | None,
+    evaluation: Evaluation | None,
+) -> dict[str, Any]:
+    """`data` of a metrics event, in the product's shape; null where a step has no evaluation."""
+    train = _rollouts([*record.groups, *record.replaced]) if record else []
+    valid = _rollouts(evaluation.groups) if evaluation else []
+    return {
+        "step": flat["step"],
+        "total_steps": flat["total_steps"],
+        "train_mean_reward": flat.get("train_reward_mean"),
+        "full_valid_mean_reward": flat.get("valid_reward_mean"),
+        "full_valid_mean_parse_error": _rate(valid, "sample_parse_error"),
+        "mean_unresponsive_rewards": flat.get("mean_unresponsive_rewards"),
+        "reasoning_tokens_mean": flat.get("reasoning_tokens_mean"),
+        "valid_reasoning_tokens_mean": flat.get("valid_reasoning_tokens_mean"),
+        "completion_tokens_mean": flat.get("completion_tokens_mean"),
+        "model_graders_token_usage": {},
+        "usage": {"graders": [], "samples": _reasoning_usage(train, valid)},
+        "scores": {
+            "train_reward_mean": flat.get("train_reward_mean"),
+            "valid_reward_mean": flat.get("valid_reward_mean"),
+            "graders": [_score_entry(i, part, train, valid) for i, part in enumerate(parts)],
+        },
+        "errors": {"graders": [_error_entry(i, p, train, valid) for i, p in enumerate(parts)]},
+        "timing": {
+            "step": {
+                "sampling": flat.get("timing/sampling"),
+                "training": flat.get("timing/training"),
+                "eval": flat.get("timing/evaluation"),
+                "full_iteration": flat.get("timing/full_iteration"),
+            },
+            "graders": [_latency_entry(i, p, train, valid) for i, p in enumerate(parts)],
+        },
+    }
+
+
+def results_row(flat: Mapping[str, Any], tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The line of `results.csv` for a step."""
+    row = {
+        "step": flat["step"],
+        "train_mean_reward": flat.get("train_reward_mean"),
+        "full_valid_mean_reward": flat.get("valid_reward_mean"),
+        "pg_loss_sum": flat.get("loss/policy"),
+        "total_loss_sum": flat.get("loss/total"),
+        "entropy_loss_sum": flat.get("policy/entropy"),
+        "completion_tokens_mean": flat.get("completion_tokens_mean"),
+        "reasoning_tokens_mean": flat.get("reasoning_tokens_mean"),
+        "mean_unresponsive_rewards": flat.get("mean_unresponsive_rewards"),
+        "sampling_duration": flat.get("timing/sampling"),
+        "training_duration": flat.get("timing/training"),
+        "eval_duration": flat.get("timing/evaluation"),
+        "total_duration": flat.get("timing/full_iteration"),
+    }
+    for area, infix in (("scores", ""), ("errors", "errors/")):
+        for entry in tree[area]["graders"]:
+            place = f"{area}/graders/{entry['type']}/{entry['name']}/{infix}"
+            row |= {place + key: v for key, v in entry.items() if key not in ("name", "type")}
+    return row
+
+
+def sample_rows(record: StepRecord) -> list[dict[str, Any]]:
+    """A step's rollouts as rows of `samples/`."""
+    replaced = [(group, (None,) * len(group.rollouts)) for group in record.replaced]
+    pairs = [*zip(record.groups, record.advantages, strict=True), *replaced]
+    return [
+        {"ordinal": group.ordinal, "advantage": advantages[sample], **_row(group, sample)}
+        for group, advantages in sorted(pairs, key=lambda pair: pair[0].ordinal)
+        for sample in range(len(group.rollouts))
+    ]
+
+
+def evaluation_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """An evaluation's rollouts as rows of `evaluations/`."""
+    return [_row(group, i) for group in evaluation.groups for i in range(len(group.rollouts))]
+
+
+def grading_failures(groups: Sequence[Group]) -> list[tuple[Group, Rollout]]:
+    """Rollouts whose grading failed: ungraded, or with an error other than an unparsable sample."""
+    return [
+        (group, rollout)
+        for group in groups
+        for rollout in group.rollouts
+        if rollout.grade.reward is None or set(all_errors(rollout.grade)) - {"sample_parse_error"}
+    ]
+
+
+def all_errors(grade: Grade) -> dict[str, str]:
+    """The error flags of a grade and of its parts, with details."""
+    errors = dict(grade.errors)
+    for part in grade.sub_grades.values():
+        errors |= all_errors(part)
+    return errors
+
+
+def _update_metrics(record: StepRecord) -> dict[str, Any]:
+    updates = record.updates
+    num_tokens = sum(update.sums.num_tokens for update in updates)
+    first = updates[0].sums
+    return {
+        "loss/total": sum(update.sums.loss for update in updates),
+        "loss/policy": sum(update.sums.policy_loss for update in updates),
+        "loss/kl": mean([update.sums.kl for update in updates]),
+        "policy/entropy": _ratio(sum(update.sums.entropy for update in updates), num_tokens),
+        "policy/clipped_fraction": _ratio(sum(u.sums.num_clipped for u in updates), num_tokens),
+        "rollout/logprob_gap": _ratio(first.gap, first.num_tokens),
+        "rollout/logprob_gap_max": first.gap_max if first.num_tokens else None,
+        "optimizer/gradient_norm": mean([update.gradient_norm for update in updates]),
+        "optimizer/update_norm": mean([update.update_norm for update in updates]),
+        "optimizer/learning_rate": updates[-1].learning_rate,
+        "optimizer/trained_tokens": num_tokens,
+    }
+
+
+def _error_metrics(split: str, rollouts: Sequence[Rollout]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for rollout in rollouts:
+        for kind in all_errors(rollout.grade):
+            counts[kind] = counts.get(kind, 0) + 1
+    return {f"errors/{split}_{kind}_count": count for kind, count in sorted(counts.items())}
+
+
+def _score_entry(
+    index: int, part: Part, train: Sequence[Rollout], valid: Sequence[Rollout]
+) -> dict[str, Any]:
+    def score(rollouts: Sequence[Rollout]) -> float | None:
+        rewards = [_part(rollout.grade, index).reward for rollout in rollouts]
+        graded = [reward for reward in rewards if reward is not None]
+        return mean(graded) if graded else None
+
+    return _entry(part) | {"train_reward_mean": score(train), "valid_reward_mean": score(valid)}
+
+
+def _error_entry(
+    index: int, part: Part, train: Sequence[Rollout], valid: Sequence[Rollout]
+) -> dict[str, Any]:
+    entry = _entry(part)
+    for kind in error_kinds(part[1]):
+        for split, rollouts in (("train", train), ("valid", valid)):
+            count = sum(kind in _part(rollout.grade, index).errors for rollout in rollouts)
+            entry[f"{split}_{kind}_mean"] = count / len(rollouts) if rollouts else None
+            entry[f"{split}_{kind}_count"] = count if rollouts else None
+    return entry
+
+
+def _latency_entry(
+    index: int, part: Part, train: Sequence[Rollout], valid: Sequence[Rollout]
+) -> dict[str, Any]:
+    def latency(rollouts: Sequence[Rollout]) -> float | None:
+        return mean([_part(r.grade, index).latency for r in rollouts]) if rollouts else None
+
+    return _entry(part) | {
+        "train_execution_latency_mean": latency(train),
+        "valid_execution_latency_mean": latency(valid),
+    }
+
+
+def _entry(part: Part) -> dict[str, Any]:
+    return {"name": part[0], "type": part[1]}
+
+
+def _part(grade: Grade, index: int) -> Grade:
+    """Grade of the job's grader (0) or of a multi grader's child, in document order."""
+    return grade if index == 0 else list(grade.sub_grades.values())[index - 1]
+
+
+def _reasoning_usage(train: Sequence[Rollout], valid: Sequence[Rollout]) -> dict[str, Any]:
+    usage: dict[str, Any] = {}
+    for split, rollouts in (("train", train), ("valid", valid)):
+        completions = [rollout.completion for rollout in rollouts]
+        counts = [completion.num_reasoning_tokens for completion in completions]
+        usage[f"{split}_reasoning_tokens_mean"] = mean(counts) if counts else None
+        usage[f"{split}_reasoning_tokens_count"] = sum(counts) if counts else None
+    return usage
+
+
+def _row(group: Group, sample: int) -> dict[str, Any]:
+    completion, grade = group.rollouts[sample].completion, group.rollouts[sample].grade
+    example = group.prompt.example
+    return {
+        "row": example.row,
+        "sample": sample,
+        "prompt": group.prompt.text,
+        "messages": list(example.messages),
+        "completion": completion.text,
+        "output_text": completion.output_text,
+        "finish_reason": completion.finish_reason,
+        "num_tokens": len(completion.token_ids),
+        "reward": grade.reward,
+        "sub_rewards": grade.sub_rewards,
+        "errors": all_errors(grade),
+        "item": dict(example.item),
+    }
+
+
+def _rollouts(groups: Sequence[Group]) -> list[Rollout]:
+    return [rollout for group in groups for rollout in group.rollouts]
+
+
+def _rewards(rollouts: Sequence[Rollout]) -> list[float]:
+    return [r.grade.reward for r in rollouts if r.grade.reward is not None]
+
+
+def _is_dull(group: Group) -> bool:
+    return len(group.graded) >= 2 and not group.has_signal
+
+
+def _distinct_fraction(group: Group) -> float:
+    return len({rollout.completion.token_ids for rollout in group.rollouts}) / len(group.rollouts)
+
+
+def _mean_of(completions: Sequence[Completion], number: Callable[[Completion], int]) -> float:
+    return mean([number(completion) for completion in completions])
+
+
+def _num_tokens(completion: Completion) -> int:
+    return len(completion.token_ids)
+
+
+def _num_reasoning_tokens(completion: Completion) -> int:
+    return completion.num_reasoning_tokens
+
+
+def _rate(rollouts: Sequence[Rollout], kind: str) -> float | None:
+    if not rollouts:
+        return None
+    return mean([float(kind in all_errors(rollout.grade)) for rollout in rollouts])
+
+
+def _ratio(total: float, count: int) -> float | None:
+    return total / count if count else None

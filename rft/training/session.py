@@ -1,0 +1,413 @@
+"""A whole job: from the document to the summary, with its run folder kept true on the way."""
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rft.data import data_warnings
+from rft.errors import JobFailedError, PausedError, RftError
+from rft.graders import grader_parts
+from rft.job import Job, ResolvedJob, dump_job
+from rft.policy import Policy
+from rft.rollout.collect import Collector
+from rft.runs.compare import compare_evaluations
+from rft.runs.environment import describe_environment
+from rft.runs.layout import RUNS_FOLDER, RunChoice, RunFolder, choose_run_folder
+from rft.runs.reader import open_run
+from rft.runs.writer import RunWriter
+from rft.training.evaluation import Evaluation, evaluate
+from rft.training.metrics import all_errors, grading_failures
+from rft.training.optimization import load_optimizer_tensors, optimizer_tensors
+from rft.training.ranks import Ranks
+from rft.training.record import Recorder
+from rft.training.report import Outcome, Report, Silent
+from rft.training.resume import refuse_changed_job
+from rft.training.setup import (
+    Workshop,
+    make_collector,
+    make_policy,
+    make_sampler,
+    open_workshop,
+    read_rows,
+)
+from rft.training.states import Progress, State, StateStore
+from rft.training.trainer import StepRecord, Trainer
+from rft.training.update import Updater
+from rft.training.watch import Watch
+from rft.types import Prompt
+
+
+def train(
+    job: Job,
+    *,
+    job_text: str,
+    run_folder: Path | None,
+    resume: bool,
+    report: Report | None = None,
+    runs_folder: Path = RUNS_FOLDER,
+) -> Outcome:
+    """Run a job to its end. `run_folder` None means the next free one below `runs_folder`.
+
+    Raises UserError before anything is written when the job cannot run, PausedError when it was
+    stopped on request or by a budget, and JobFailedError when it could not go on.
+    """
+    ranks = Ranks(use_cpu=job.engine.model.device == "cpu" or not torch.cuda.is_available())
+    report = report if report and ranks.is_main else Silent()
+    rows = read_rows(job)
+    with ExitStack() as stack:
+        stack.callback(ranks.close)
+        workshop = open_workshop(job, rows, runs_folder)
+        choice = ranks.broadcast(
+            choose_run_folder(job.suffix, run_folder, resume, runs_folder) if ranks.is_main else None
+        )
+        assert choice is not None
+        if choice.action == "finished":
+            return finished_outcome(choice.folder)
+        session = Session.open(workshop, ranks, report, choice, job_text, stack)
+        for warning in data_warnings(rows.train, rows.valid):
+            session.say("warn", warning)
+        return session.run()
+
+
+class Session:
+    """One process's part in a running job."""
+
+    def __init__(
+        self,
+        workshop: Workshop,
+        ranks: Ranks,
+        folder: RunFolder,
+        policy: Policy,
+        trainer: Trainer,
+        updater: Updater,
+        collector: Collector,
+        watch: Watch,
+        recorder: Recorder | None,
+        report: Report,
+    ):
+        self.job: ResolvedJob = workshop.job
+        self.folder = folder
+        self._valid_prompts: tuple[Prompt, ...] = workshop.valid_prompts
+        self._ranks = ranks
+        self._policy = policy
+        self._trainer = trainer
+        self._updater = updater
+        self._collector = collector
+        self._watch = watch
+        self._recorder = recorder
+        self._report = report
+        self._states = StateStore(folder)
+        self._total_steps = workshop.job.steps(len(workshop.train_prompts))
+        self._progress = Progress(0, 0, None, None, None, 0, {})
+
+    @classmethod
+    def open(
+        cls,
+        workshop: Workshop,
+        ranks: Ranks,
+        report: Report,
+        choice: RunChoice,
+        job_text: str,
+        stack: ExitStack,
+    ) -> "Session":
+        """Build every part, take the run's lock, and go back to its newest state if there is one."""
+        job, folder = workshop.job, RunFolder(choice.folder)
+        parts = grader_parts(job.grader)
+        writer = stack.enter_context(RunWriter(choice.folder, parts)) if ranks.is_main else None
+        if choice.action == "resume":
+            refuse_changed_job(job, folder)
+        total_steps = job.steps(len(workshop.train_prompts))
+        if writer:
+            writer.status("validating_files", total_steps=total_steps)
+            writer.document("job.yaml", job_text)
+            writer.document("job.resolved.yaml", dump_job(job))
+        policy = make_policy(workshop)
+        sampler = make_sampler(workshop, policy)
+        collector, _ = make_collector(job, sampler, stack)
+        updater = Updater(job, policy, ranks, total_steps, sampler.is_exact)
+        trainer = Trainer(job, workshop.train_prompts, sampler, collector, updater, ranks)
+        recorder = None
+        if writer:
+            writer.document(
+                "env.json",
+                describe_environment()
+                | {
+                    "world_size": ranks.size,
+                    "backend": ranks.backend,
+                    "device": str(policy.device),
+                    "num_threads": torch.get_num_threads(),
+                    "min_rows": sampler.invariance.min_rows,
+                    "bitwise": sampler.invariance.is_bitwise,
+                },
+            )
+            recorder = Recorder(writer, report, job, parts, total_steps)
+            stack.callback(recorder.close)
+        session = cls(
+            workshop, ranks, folder, policy, trainer, updater, collector,
+            Watch(sampler.is_exact), recorder, report,
+        )  # fmt: skip
+        session._begin(choice, workshop)
+        sampler.refresh()
+        return session
+
+    def run(self) -> Outcome:
+        """Evaluate, step, evaluate … until the steps are done or something ends the run early."""
+        try:
+            with stop_requests() as stop_requested:
+                message = self._loop(stop_requested)
+        except PausedError as pause:
+            self._end("paused", str(pause))
+            raise
+        except KeyboardInterrupt:
+            self._end("paused", "interrupted; the step in progress is lost")
+            raise PausedError("interrupted", remedy="go on with --resume") from None
+        except Exception as error:
+            self._end("failed", f"{type(error).__name__}: {error}")
+            if isinstance(error, RftError):
+                raise
+            raise JobFailedError(
+                f"step {self._progress.step + 1} failed: {type(error).__name__}: {error}",
+                where=str(self.folder.root),
+                remedy="go on with --resume once the cause is mended",
+            ) from error
+        return self._end("succeeded", message)
+
+    def say(self, level: str, message: str) -> None:
+        """An event of the run."""
+        if self._recorder:
+            self._recorder.say(level, message)
+
+    def _begin(self, choice: RunChoice, workshop: Workshop) -> None:
+        """Start from nothing, or from the newest undamaged state."""
+        state, faults = self._states.newest() if choice.action == "resume" else (None, [])
+        writer = self._recorder.writer if self._recorder else None
+        if writer and self._recorder:
+            writer.rewind(state.positions if state else {})
+            self._recorder.checkpoints.forget_after(state.progress.step if state else 0)
+            self._states.forget_after(state.progress.step if state else 0)
+        for fault in faults:
+            self.say("warn", f"{fault}; the one before it is taken")
+        if state:
+            self._policy.load_adapter(state.adapter)
+            parameters = self._policy.parameters()
+            load_optimizer_tensors(self._updater.optimizer, parameters, state.optimizer)
+            self._trainer.go_to(state.progress.stream_cursor)
+            self._progress = state.progress
+            self._watch.counters.update(state.progress.watch)
+            self.say("info", f"Resuming after step {state.progress.step}")
+        else:
+            self.say("info", f"Created fine-tuning job: {self.folder.root.name}")
+        if writer:
+            writer.status("running", step=self._progress.step, total_steps=self._total_steps)
+        self.say("info", "Fine-tuning job started")
+        self._report.started(self._facts(workshop))
+
+    def _facts(self, workshop: Workshop) -> dict[str, Any]:
+        job = self.job
+        return {
+            "run_folder": str(self.folder.root),
+            "model": job.model,
+            "device": str(self._policy.device),
+            "dtype": job.engine.model.dtype,
+            "num_processes": self._ranks.size,
+            "total_steps": self._total_steps,
+            "first_step": self._progress.step + 1,
+            "batch_size": job.hyperparameters.batch_size,
+            "group_size": job.engine.rollout.group_size,
+            "num_training_rows": len(workshop.train_prompts),
+            "num_validation_rows": len(workshop.valid_prompts),
+        }
+
+    def _loop(self, stop_requested: Callable[[], bool]) -> str:
+        """Gives why the job is done."""
+        began = time.monotonic()
+        if self._progress.step == 0 and self._progress.baseline is None:
+            self._start()
+        for step in range(self._progress.step + 1, self._total_steps + 1):
+            self._pause_if_due(stop_requested, (time.monotonic() - began) / 3600)
+            record = self._trainer.step(step)
+            is_due = step % self.job.hyperparameters.eval_interval == 0 or step == self._total_steps
+            evaluation = self._evaluate(step) if is_due else None
+            self._advance(record, evaluation)
+            self._pause_on_grading_failures(record)
+            reason = self._early_end(evaluation)
+            if reason:
+                return reason
+        return "The job has successfully completed"
+
+    def _start(self) -> None:
+        """The evaluation of the untrained model, step 0."""
+        if not self.job.engine.evaluation.at_start:
+            return
+        evaluation = self._evaluate(0)
+        if self._recorder:
+            self._recorder.step(None, evaluation)
+        self._warn(self._watch.evaluation(evaluation))
+        self._progress = Progress(
+            0, 0, evaluation.reward_mean, evaluation.reward_mean, None, 0, {}
+        )
+
+    def _evaluate(self, step: int) -> Evaluation:
+        return evaluate(step, self.job, self._valid_prompts, self._collector, self._ranks)
+
+    def _advance(self, record: StepRecord, evaluation: Evaluation | None) -> None:
+        """Write what happened: lines, samples, checkpoint, and last the state they lead to."""
+        before, best = self._progress, self._progress.best_reward
+        since_best = before.evaluations_since_best
+        if evaluation and evaluation.can_rank:
+            is_new_best = best is None or evaluation.reward_mean > best
+            best = evaluation.reward_mean if is_new_best else best
+            since_best = 0 if is_new_best else since_best + 1
+        flat: dict[str, Any] = {}
+        if self._recorder:
+            flat = self._recorder.step(record, evaluation)
+            self._warn(self._watch.step(record, flat))
+        if evaluation:
+            self._warn(self._watch.evaluation(evaluation))
+            if self._recorder and self._recorder.checkpoints.save(self._policy, evaluation, flat):
+                self.say("info", f"Checkpoint created at step {record.step}")
+        self._progress = Progress(
+            step=record.step,
+            stream_cursor=self._trainer.stream.cursor,
+            baseline=before.baseline,
+            last_reward=evaluation.reward_mean if evaluation else before.last_reward,
+            best_reward=best,
+            evaluations_since_best=since_best,
+            watch=dict(self._watch.counters),
+        )
+        is_due = record.step % self.job.engine.checkpoints.state_every_steps == 0
+        if is_due or record.step == self._total_steps:
+            self._save_state()
+
+    def _save_state(self) -> None:
+        if not self._recorder:
+            return
+        writer = self._recorder.writer
+        ranking = self._recorder.checkpoints.ranking()
+        best = {"step": ranking[0].step, "valid_reward_mean": ranking[0].reward} if ranking else None
+        writer.status("running", step=self._progress.step, best=best)
+        parameters = self._policy.parameters()
+        self._states.save(
+            State(
+                progress=self._progress,
+                adapter=self._policy.adapter_tensors(),
+                optimizer=optimizer_tensors(self._updater.optimizer, parameters),
+                positions=writer.positions(),
+            )
+        )
+
+    def _pause_if_due(self, stop_requested: Callable[[], bool], hours: float) -> None:
+        budget = self.job.engine.budget
+        mine = None
+        if stop_requested():
+            mine = "stopped on request"
+        elif budget.steps is not None and self._progress.step >= budget.steps:
+            mine = f"the budget of {budget.steps} steps is spent"
+        elif budget.hours is not None and hours >= budget.hours:
+            mine = f"the budget of {budget.hours:g} hours is spent"
+        reasons = [reason for reason in self._ranks.gather([mine]) if reason]
+        if reasons:
+            self._pause(f"paused after step {self._progress.step}: {reasons[0]}")
+
+    def _pause_on_grading_failures(self, record: StepRecord) -> None:
+        failures = grading_failures(record.groups)
+        num_rollouts = sum(len(group.rollouts) for group in record.groups)
+        rate = len(failures) / num_rollouts
+        if rate <= self.job.engine.grading.error_pause_rate:
+            return
+        offenders = [
+            f"row {group.prompt.example.row}, {rollout.completion.output_text[:80]!r}: "
+            + "; ".join(f"{k}: {v.strip()[-200:]}" for k, v in all_errors(rollout.grade).items())
+            for group, rollout in failures[:3]
+        ]
+        limit = self.job.engine.grading.error_pause_rate
+        self._pause(
+            f"paused after step {record.step}: {rate:.0%} of its grades failed "
+            f"(engine.grading.error_pause_rate is {limit:g}). For example: " + " | ".join(offenders)
+        )
+
+    def _pause(self, reason: str) -> None:
+        self._save_state()
+        raise PausedError(
+            reason, where=str(self.folder.root), remedy="go on with rft train … --resume"
+        )
+
+    def _early_end(self, evaluation: Evaluation | None) -> str | None:
+        settings = self.job.engine.evaluation
+        if evaluation is None:
+            return None
+        if settings.stop_at is not None and evaluation.reward_mean >= settings.stop_at:
+            return (
+                f"Ended at step {evaluation.step}: valid_reward_mean {evaluation.reward_mean:.3f} "
+                f"reached stop_at {settings.stop_at:g}"
+            )
+        since = self._progress.evaluations_since_best
+        if settings.patience is not None and since >= settings.patience:
+            return f"Ended at step {evaluation.step}: no new best in {since} evaluations (patience)"
+        return None
+
+    def _warn(self, warnings: list[str]) -> None:
+        for warning in warnings:
+            self.say("warn", warning)
+
+    def _end(self, status: str, message: str) -> Outcome:
+        if self._recorder:
+            error = {"message": message} if status == "failed" else None
+            self.say("error" if error else "info", message)
+            self._recorder.writer.status(status, message=message, error=error)  # type: ignore[arg-type]
+        outcome = outcome_of(self.folder.root, status, message)
+        self._report.finished(outcome)
+        return outcome
+
+
+def outcome_of(folder: Path, status: str, message: str) -> Outcome:
+    """A run's result as its folder tells it."""
+    run = open_run(str(folder), folder.parent)
+    valid = {m["step"]: m["valid_reward_mean"] for m in run.metrics() if "valid_reward_mean" in m}
+    best = run.best_checkpoint()
+    error = None
+    if best and {0, best.step} <= set(run.evaluation_steps()):
+        error = compare_evaluations(run.evaluation(0), run.evaluation(best.step)).standard_error
+    return Outcome(
+        status=status,
+        run_folder=folder,
+        step=max(valid, default=0),
+        baseline=valid.get(0),
+        best_step=best.step if best else None,
+        best=best.valid_reward_mean if best else None,
+        final=valid[max(valid)] if valid else None,
+        gain_standard_error=error,
+        message=message,
+    )
+
+
+def finished_outcome(folder: Path) -> Outcome:
+    """Of a run that has nothing left to do."""
+    return outcome_of(folder, "succeeded", f"{folder.name} has already succeeded")
+
+
+@contextmanager
+def stop_requests() -> Iterator[Callable[[], bool]]:
+    """SIGINT and SIGTERM ask for a pause after the step; a second SIGINT interrupts at once."""
+    requests: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+
+    def request(number: int, frame: object) -> None:
+        if requests and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        requests.append(number)
+
+    previous = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(requests)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

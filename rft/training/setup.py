@@ -1,0 +1,187 @@
+"""From a job document to everything a run needs: rows, model, tokenizer, sampler, grader."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from rft.data import load_examples
+from rft.errors import DataError, UserError
+from rft.graders import Grader, GradingSettings, open_grader, template_problems
+from rft.job import Job, JobFacts, ResolvedJob, resolve_job
+from rft.models import (
+    ModelSource,
+    choose_device_and_dtype,
+    context_length,
+    count_parameters,
+    encode_prompts,
+    end_token_ids,
+    find_model,
+    load_model,
+    load_tokenizer,
+)
+from rft.policy import LoraShape, Policy, continued_policy, new_policy
+from rft.rollout.collect import Collector
+from rft.rollout.native import NativeSampler
+from rft.rollout.selftest import check_sampler
+from rft.rollout.transcribe import Transcriber
+from rft.types import Example, Prompt
+
+MIN_TRAINING_ROWS = 10
+MIN_VALIDATION_ROWS = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The job's data, read and checked."""
+
+    train: tuple[Example, ...]
+    valid: tuple[Example, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Workshop:
+    """A loaded model and the job resolved for it."""
+
+    job: ResolvedJob
+    source: ModelSource
+    tokenizer: PreTrainedTokenizerBase
+    base: PreTrainedModel
+    end_token_ids: tuple[int, ...]
+    train_prompts: tuple[Prompt, ...]
+    valid_prompts: tuple[Prompt, ...]
+
+
+def read_rows(job: Job) -> Rows:
+    """Read both files and check the grader's templates against every row; all faults at once."""
+    faults: list[UserError] = []
+    examples: list[tuple[Example, ...]] = []
+    for source, field, minimum in (
+        (job.training_file, "training_file", MIN_TRAINING_ROWS),
+        (job.validation_file, "validation_file", MIN_VALIDATION_ROWS),
+    ):
+        try:
+            rows = tuple(load_examples(source, job.engine.data, field=field, minimum=minimum))
+        except UserError as error:
+            faults.append(error)
+            continue
+        examples.append(rows)
+        items = [(f"{source} row {row.row + 1}", row.item) for row in rows]
+        problems = template_problems(job.grader, items, where=field)
+        if problems:
+            faults.append(DataError(problems))
+    if faults:
+        raise type(faults[0])([problem for fault in faults for problem in fault.problems])
+    return Rows(*examples)
+
+
+def open_workshop(job: Job, rows: Rows, runs_folder: Path) -> Workshop:
+    """Find and load the model, render the prompts, and replace every `auto` of the job."""
+    settings = job.engine.model
+    source = find_model(job.model, runs_folder=runs_folder)
+    tokenizer = load_tokenizer(source, settings)
+    device, dtype = choose_device_and_dtype(settings)
+    base = load_model(source, settings, dtype, device)
+    longest_allowed = _prompt_limit(job, base.config)
+
+    def encode(examples: Sequence[Example], name: str) -> tuple[Prompt, ...]:
+        return tuple(
+            encode_prompts(
+                tokenizer,
+                examples,
+                chat_template_kwargs=dict(settings.chat_template_kwargs),
+                max_prompt_tokens=longest_allowed,
+                source_name=name,
+            )
+        )
+
+    train, valid = encode(rows.train, job.training_file), encode(rows.valid, job.validation_file)
+    facts = JobFacts(
+        num_training_rows=len(train),
+        num_parameters=count_parameters(base),
+        device=device,
+        dtype=dtype,
+        context_length=context_length(base.config),
+        longest_prompt=max(len(prompt.token_ids) for prompt in (*train, *valid)),
+        kv_bytes_per_token=kv_bytes_per_token(base.config, base.dtype),
+        activation_bytes_per_token=activation_bytes_per_token(base.config, base.dtype),
+        num_cores=torch.get_num_threads(),
+    )
+    ends = end_token_ids(base.config, base.generation_config, tokenizer)
+    return Workshop(resolve_job(job, facts), source, tokenizer, base, ends, train, valid)
+
+
+def make_policy(workshop: Workshop) -> Policy:
+    """The policy a job starts with: a new adapter, or the one it continues from."""
+    job = workshop.job
+    checkpointing = job.engine.training.gradient_checkpointing
+    if workshop.source.adapter is not None:
+        return continued_policy(workshop.base, workshop.source.adapter, checkpointing)
+    lora = job.engine.lora
+    shape = LoraShape(lora.rank, lora.alpha, lora.dropout, lora.targets)
+    return new_policy(workshop.base, shape, job.seed, checkpointing)
+
+
+def make_sampler(workshop: Workshop, policy: Policy) -> NativeSampler:
+    """The native engine, after it has shown that it agrees with the model's plain forward pass."""
+    transcriber = Transcriber(workshop.tokenizer, workshop.end_token_ids)
+    sampler = NativeSampler(policy, transcriber, workshop.job.engine.rollout.slots)
+    check_sampler(sampler, policy)
+    return sampler
+
+
+def make_collector(
+    job: ResolvedJob, sampler: NativeSampler, stack: ExitStack
+) -> tuple[Collector, Grader]:
+    """Sampler and grader together; the grader's processes end with `stack`."""
+    rules = job.engine.grading
+    settings = GradingSettings(
+        timeout_seconds=rules.python.timeout_seconds,
+        memory_mb=rules.python.memory_mb,
+        sandbox=rules.python.sandbox,
+        on_exception=rules.on_exception,
+        pass_threshold_shapes_reward=rules.pass_threshold_shapes_reward,
+    )
+    grader = stack.enter_context(open_grader(job.grader, settings))
+    return Collector(sampler, grader, rules.concurrency), grader
+
+
+def kv_bytes_per_token(config: PretrainedConfig, dtype: torch.dtype) -> int:
+    """Keys and values of one token over all layers."""
+    config = config.get_text_config()
+    width = _head_width(config) * _num_kv_heads(config)
+    return int(2 * config.num_hidden_layers * width * dtype.itemsize)
+
+
+def activation_bytes_per_token(config: PretrainedConfig, dtype: torch.dtype) -> int:
+    """What one token leaves for the backward pass without checkpointing; an estimate from shapes.
+
+    Per layer: eight vectors of hidden width (norms, residuals, adapter inputs), queries, keys, values
+    and attention output twice, and four of the feed-forward width.
+    """
+    config = config.get_text_config()
+    width = _head_width(config)
+    attention = width * (2 * config.num_attention_heads + 2 * _num_kv_heads(config))
+    feed_forward = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    per_layer = 8 * config.hidden_size + 2 * attention + 4 * feed_forward
+    return int(config.num_hidden_layers * per_layer * dtype.itemsize)
+
+
+def _num_kv_heads(config: PretrainedConfig) -> int:
+    return int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
+
+
+def _head_width(config: PretrainedConfig) -> int:
+    default = config.hidden_size // config.num_attention_heads
+    return int(getattr(config, "head_dim", None) or default)
+
+
+def _prompt_limit(job: Job, config: PretrainedConfig) -> int:
+    """`max_prompt_tokens`, or what the model's context leaves beside a completion."""
+    rollout = job.engine.rollout
+    room = context_length(config) - rollout.max_completion_tokens
+    asked = rollout.max_prompt_tokens
+    return min(room, asked) if isinstance(asked, int) else room

@@ -1,0 +1,122 @@
+"""Warnings that save a day: what the numbers of a run say in plain words, with the likely cause."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rft.training.evaluation import MAX_UNGRADED_FRACTION, Evaluation
+from rft.training.metrics import all_errors
+from rft.training.trainer import StepRecord
+
+PATIENCE = 3
+"""Steps in a row before a condition is worth a warning."""
+
+EXACT_GAP = 1e-3
+"""Mean |sampler − trainer logprob| in nats above which an exact sampler is wrong."""
+
+INEXACT_GAP = 0.1
+"""The same for a sampler that rounds differently (bfloat16, 4-bit)."""
+
+NOTABLE_ERROR_FRACTION = 0.1
+"""Share of grades with an error of one kind that is worth a warning."""
+
+
+class Watch:
+    """Counts conditions over steps; each warning is given when its count reaches the limit."""
+
+    def __init__(self, sampler_is_exact: bool, counters: Mapping[str, int] | None = None):
+        self._gap_limit = EXACT_GAP if sampler_is_exact else INEXACT_GAP
+        self.counters: dict[str, int] = dict(counters or {})
+
+    def step(self, record: StepRecord, metrics: Mapping[str, Any]) -> list[str]:
+        """The warnings that this step gives rise to."""
+        candidates = [
+            self._after(PATIENCE, "zero signal", _no_signal(record, metrics)),
+            self._after(PATIENCE, "truncated", _all_truncated(record, metrics)),
+            self._after(PATIENCE, "not moving", _not_moving(metrics)),
+            self._after(1, "gap", _gap(metrics, self._gap_limit)),
+            *(self._after(1, kind, text) for kind, text in _grading_errors(record).items()),
+        ]
+        return [text for text in candidates if text]
+
+    def evaluation(self, evaluation: Evaluation) -> list[str]:
+        """The warnings that an evaluation gives rise to."""
+        if evaluation.ungraded_fraction > MAX_UNGRADED_FRACTION:
+            return [
+                f"{evaluation.ungraded_fraction:.0%} of the validation samples could not be graded "
+                f"at step {evaluation.step}, so this evaluation does not rank and keeps no "
+                "checkpoint; look at the grader's errors"
+            ]
+        return []
+
+    def _after(self, limit: int, condition: str, text: str | None) -> str | None:
+        """The text when the condition has held `limit` steps in a row, and then no more until it ends."""
+        count = self.counters.get(condition, 0) + 1 if text else 0
+        self.counters[condition] = count
+        return text if count == limit else None
+
+
+def _no_signal(record: StepRecord, metrics: Mapping[str, Any]) -> str | None:
+    if any(group.has_signal for group in record.groups):
+        return None
+    reward = metrics["train_reward_mean"]
+    text = (
+        f"every group had equal rewards for {PATIENCE} steps (mean reward {reward:.3g}), so nothing "
+        "is learnt. "
+    )
+    if metrics["rollout/distinct_fraction"] < 0.3:
+        return text + (
+            "The completions of a prompt are nearly all the same: raise engine.rollout.temperature"
+        )
+    return text + (
+        "The model never does better or worse: give partial credit in the grader, take easier or "
+        "harder prompts, or raise group_size"
+    )
+
+
+def _all_truncated(record: StepRecord, metrics: Mapping[str, Any]) -> str | None:
+    if metrics["rollout/truncated_fraction"] < 1:
+        return None
+    return (
+        f"no completion ended by itself for {PATIENCE} steps: all were cut at the token limit. Raise "
+        "engine.rollout.max_completion_tokens, ask for shorter answers, or check that the chat "
+        "template is this model's own (a wrong one never leads to an end token)"
+    )
+
+
+def _not_moving(metrics: Mapping[str, Any]) -> str | None:
+    has_trained = metrics["optimizer/trained_tokens"] > 0
+    if not has_trained or metrics["optimizer/update_norm"] > 0:
+        return None
+    return (
+        f"the LoRA weights have not moved for {PATIENCE} steps although there was a signal: the "
+        "learning rate or every gradient is zero"
+    )
+
+
+def _gap(metrics: Mapping[str, Any], limit: float) -> str | None:
+    gap = metrics["rollout/logprob_gap"]
+    if gap is None or gap <= limit:
+        return None
+    return (
+        f"sampler and trainer disagree by {gap:.2g} nats per token on the same tokens (expected at "
+        f"most {limit:g}): completions are drawn from another policy than the one that is trained. "
+        "Use float32, or report it: with a float32 model this is a bug"
+    )
+
+
+def _grading_errors(record: StepRecord) -> dict[str, str | None]:
+    """By kind of error, what to say about it."""
+    grades = [rollout.grade for group in record.groups for rollout in group.rollouts]
+    details: dict[str, list[str]] = {}
+    for grade in grades:
+        for kind, detail in all_errors(grade).items():
+            details.setdefault(kind, []).append(detail)
+    texts: dict[str, str | None] = {}
+    for kind, found in details.items():
+        if len(found) / len(grades) >= NOTABLE_ERROR_FRACTION:
+            last_line = found[0].strip().splitlines()[-1] if found[0].strip() else "no details"
+            texts[kind] = (
+                f"{len(found)} of {len(grades)} grades of step {record.step} failed with {kind}, "
+                f"for example: {last_line}"
+            )
+    return texts
