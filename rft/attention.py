@@ -155,11 +155,13 @@ class PackedGroups:
         self, kind: AttentionKind, span: PackedSpan, query: Tensor, key: Tensor, value: Tensor
     ) -> Float[Tensor, "H N D"]:
         boundary = span.start + span.prompt_length
-        prompt = [tensor[:, :, span.start : boundary] for tensor in (query, key, value)]
+        prompt_query, prompt_key, prompt_value = (
+            tensor[:, :, span.start : boundary] for tensor in (query, key, value)
+        )
         visible = None
         if kind.sliding_window is not None and span.prompt_length > kind.sliding_window:
             visible = causal_visibility(span.prompt_length, 0, kind.sliding_window, query.device)
-        prompt_output = masked_attention(kind, *prompt, visible)[0]
+        prompt_output = masked_attention(kind, prompt_query, prompt_key, prompt_value, visible)[0]
         longest = max(span.completion_lengths, default=0)
         if longest == 0:
             return prompt_output
@@ -169,14 +171,14 @@ class PackedGroups:
         is_token = offsets < lengths[:, None]  # (G, C)
         starts = boundary + lengths.cumsum(0) - lengths
         index = torch.where(is_token, starts[:, None] + offsets, boundary)  # (G, C)
-        own = [tensor[0][:, index].transpose(0, 1) for tensor in (query, key, value)]
+        own_query, own_key, own_value = (
+            tensor[0][:, index].transpose(0, 1) for tensor in (query, key, value)
+        )
         keys, values = (
-            torch.cat([shared.expand(len(lengths), -1, -1, -1), mine], dim=2)
-            for shared, mine in zip(prompt[1:], own[1:], strict=True)
+            torch.cat([shared.expand(len(lengths), -1, -1, -1), own], dim=2)
+            for shared, own in ((prompt_key, own_key), (prompt_value, own_value))
         )
-        visible = causal_visibility(
-            longest, span.prompt_length, kind.sliding_window, query.device
-        )
-        output = masked_attention(kind, own[0], keys, values, visible)  # (G, H, C, D)
+        visible = causal_visibility(longest, span.prompt_length, kind.sliding_window, query.device)
+        output = masked_attention(kind, own_query, keys, values, visible)  # (G, H, C, D)
         output = output.permute(0, 2, 1, 3)[is_token].transpose(0, 1)  # (H, sum of lengths, D)
         return torch.cat([prompt_output, output], dim=1)

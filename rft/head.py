@@ -44,7 +44,9 @@ def read_head(model: PreTrainedModel) -> Head:
     """The head of `model`; its logit transform is found by comparing with the model's own forward."""
     projection = model.get_output_embeddings()
     if projection is None:
-        raise ModelError(f"{type(model).__name__} has no output head", remedy="use a causal language model")
+        raise ModelError(
+            f"{type(model).__name__} has no output head", remedy="use a causal language model"
+        )
     weight, bias = projection.weight, getattr(projection, "bias", None)
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(4, weight.shape[1], generator=generator).to(weight.device, weight.dtype)

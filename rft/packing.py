@@ -65,14 +65,17 @@ def pack(groups: Sequence[TokenGroup], device: torch.device) -> PackedBatch:
         position_ids += range(prompt_length)
         for ids in group.completions:
             last_of_prompt, first_of_completion = start + prompt_length - 1, len(input_ids)
-            predictors += [last_of_prompt, *range(first_of_completion, first_of_completion + len(ids) - 1)]
+            predictors += [
+                last_of_prompt,
+                *range(first_of_completion, first_of_completion + len(ids) - 1),
+            ]
             target_ids += ids
             input_ids += ids[:-1]
             position_ids += range(prompt_length, prompt_length + len(ids) - 1)
         lengths = tuple(len(ids) - 1 for ids in group.completions)
         spans.append(PackedSpan(start, prompt_length, lengths))
-    lengths = [len(ids) for group in groups for ids in group.completions]
-    mask = torch.arange(max(lengths))[None, :] < torch.tensor(lengths)[:, None]
+    completion_lengths = torch.tensor([len(ids) for g in groups for ids in g.completions])
+    mask = torch.arange(int(completion_lengths.max()))[None, :] < completion_lengths[:, None]
 
     def tensor(values: list[int]) -> Tensor:
         return torch.tensor(values, device=device)

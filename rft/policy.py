@@ -118,7 +118,9 @@ class Policy:
         )
         (folder / "README.md").unlink(missing_ok=True)
         config = folder / "adapter_config.json"
-        config.write_text(json.dumps(_sorted_lists(json.loads(config.read_text())), indent=2) + "\n")
+        config.write_text(
+            json.dumps(_sorted_lists(json.loads(config.read_text())), indent=2) + "\n"
+        )
 
     def adapter_tensors(self) -> dict[str, Tensor]:
         """The adapter's weights by the names a PEFT folder gives them."""
@@ -131,7 +133,9 @@ class Policy:
         """Put saved adapter weights into the parameters that are there (the optimizer keeps them)."""
         result = set_peft_model_state_dict(self.model, dict(weights), adapter_name=ADAPTER)
         if result.unexpected_keys:
-            raise ModelError(f"unexpected tensors in the saved adapter: {result.unexpected_keys[:3]}")
+            raise ModelError(
+                f"unexpected tensors in the saved adapter: {result.unexpected_keys[:3]}"
+            )
 
     @contextmanager
     def _as_reference(self) -> Iterator[None]:

@@ -1,6 +1,7 @@
 """The reward curve of a run, drawn with characters."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 Point = tuple[float, float]
 """(step, reward)."""
@@ -70,7 +71,7 @@ def _line_cells(
 def _joined(points: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     """The points with straight lines between neighbours, one dot per column or row."""
     joined = list(points[:1])
-    for (x, y), (to_x, to_y) in zip(points, points[1:], strict=False):
+    for (x, y), (to_x, to_y) in pairwise(points):
         count = max(to_x - x, abs(to_y - y), 1)
         joined += [
             (x + round((to_x - x) * part / count), y + round((to_y - y) * part / count))

@@ -12,13 +12,13 @@ from typing import Any
 import typer
 
 from rft.cli.output import Screen, json_text
-from rft.errors import JobFailedError, MachineError, Problem, RftError, UserError
+from rft.errors import JobFailedError, MachineError, PausedError, Problem, RftError, UserError
 
 DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS})
 INTERRUPTED = 130
 USAGE = 2
 GRACE_SECONDS = 3.0
-"""How long the other ranks wait with a fault all ranks find, so that the first can name it."""
+"""How long another rank stays after a failure: the launcher ends all as soon as one has gone."""
 
 
 class Crash(Exception):
@@ -35,7 +35,12 @@ def report_failure(error: Exception, as_json: bool, command: str) -> int:
         problem = Problem(str(error.format_message()), remedy=f"see {_usage(error, command)}")
         return _write("UsageError", [problem], USAGE, as_json)
     known = _known(error)
-    return _write(type(known).__name__, list(known.problems), known.exit_code, as_json)
+    problems = list(known.problems)
+    if isinstance(error, JobFailedError) and _is_unexpected(error.__cause__):
+        folder = Path(problems[0].where) if problems[0].where else None
+        place = _write_traceback(error, folder)
+        problems.append(Problem("the traceback is kept", where=place))
+    return _write(type(known).__name__, problems, known.exit_code, as_json)
 
 
 def report_interrupt(as_json: bool) -> int:
@@ -47,6 +52,10 @@ def other_rank() -> int:
     """This process's rank when a launcher started it as one of several; 0 otherwise."""
     rank = os.environ.get("RANK", "0")
     return int(rank) if rank.isdigit() and int(os.environ.get("WORLD_SIZE", "1")) > 1 else 0
+
+
+def _is_unexpected(cause: BaseException | None) -> bool:
+    return cause is not None and not isinstance(cause, RftError)
 
 
 def _known(error: Exception) -> RftError:
@@ -73,15 +82,16 @@ def _known(error: Exception) -> RftError:
 
 def _write(kind: str, problems: list[Problem], code: int, as_json: bool) -> int:
     rank = other_rank()
-    if rank > 0 and code == UserError.exit_code:
-        time.sleep(GRACE_SECONDS)
-        return code
-    screen = Screen(sys.stderr)
-    prefix = f"[rank {rank}] error" if rank else "error"
-    for problem in problems:
-        screen.line(f"{prefix}: {problem}", style="red")
+    is_said_by_first_rank = rank > 0 and code in (UserError.exit_code, PausedError.exit_code)
+    if not is_said_by_first_rank:
+        screen = Screen(sys.stderr)
+        prefix = f"[rank {rank}] error" if rank else "error"
+        for problem in problems:
+            screen.line(f"{prefix}: {problem}", style="red")
     if as_json and rank == 0:
         Screen(sys.stdout).raw(json_text(_document(kind, problems)) + "\n")
+    if rank > 0:
+        time.sleep(GRACE_SECONDS)
     return code
 
 

@@ -3,6 +3,7 @@
 import time
 from collections import deque
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ SHOWN_FACTS = (
     "model",
     "device",
     "dtype",
-    "world_size",
+    "num_processes",
     "num_training_rows",
     "num_validation_rows",
     "batch_size",
@@ -34,6 +35,7 @@ class LiveReport:
 
     def __init__(self, screen: Screen):
         self.run_folder: Path | None = None
+        self.outcome: Outcome | None = None
         self._screen = screen
         self._baseline: float | None = None
         self._best: float | None = None
@@ -79,15 +81,18 @@ class LiveReport:
             self._screen.line(f"{word}: {message}", style=style)
 
     def finished(self, outcome: "Outcome") -> None:
-        self._screen.line()
-        self._screen.line(f"{outcome.status}: {outcome.message}", style="bold")
+        self.outcome = outcome
+        # a failure is told by the exception that follows
+        if outcome.status != "failed":
+            self._screen.line()
+            self._screen.line(f"{outcome.status}: {outcome.message}", style="bold")
 
     def _remaining(self, metrics: Mapping[str, Any]) -> float | None:
         """Seconds to the end at the pace of the last steps, evaluations included."""
         if self._total_steps is None or len(self._arrivals) < 2:
             return None
         times = list(self._arrivals)
-        pace = median(later - earlier for earlier, later in zip(times, times[1:], strict=False))
+        pace = median(later - earlier for earlier, later in pairwise(times))
         mean = (times[-1] - times[0]) / (len(times) - 1)
         return max(pace, mean) * max(0, self._total_steps - int(metrics["step"]))
 

@@ -18,6 +18,9 @@ Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON document on stdout, all else on stderr.")
 ]
 
+PLAIN = str.maketrans({"…": "...", "–": "-", "±": "+-", "→": "->", "│": "|", "·": "-", "×": "x"})
+"""For streams that know no more than ASCII."""
+
 STYLES = {"bold": "1", "red": "31", "green": "32", "yellow": "33", "cyan": "36"}
 
 
@@ -54,12 +57,12 @@ class Screen:
         self.raw(safe + "\n")
 
     def raw(self, text: str) -> None:
-        """Write text as it is; what the stream cannot encode becomes `?`."""
+        """Write text as it is; what the stream cannot encode is replaced."""
         if self._stream is None:
             return
         if not self.is_unicode:
             encoding = getattr(self._stream, "encoding", None) or "ascii"
-            text = text.encode(encoding, "replace").decode(encoding)
+            text = text.translate(PLAIN).encode(encoding, "replace").decode(encoding)
         try:
             self._stream.write(text)
             self._stream.flush()

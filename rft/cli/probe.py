@@ -12,7 +12,7 @@ from rft.runs.layout import RUNS_FOLDER
 JobFile = Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job document.")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Fields to change: engine.lora.rank=32 …"),
+    typer.Argument(metavar="KEY=VALUE", help="Fields to change: engine.lora.rank=32 …"),
 ]
 Model = Annotated[
     str,

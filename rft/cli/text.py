@@ -11,10 +11,15 @@ UNSAFE = re.compile(
 )
 """Control characters but newline and tab, marks that turn text around, lone surrogates."""
 
+ESCAPE_SEQUENCES = re.compile(
+    r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b[\]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b[ -/]*[0-~]"
+)
+"""What terminals obey: control sequences, command strings, two-character escapes."""
+
 
 def clean(text: str) -> str:
     """The text without anything a terminal would obey."""
-    return UNSAFE.sub("", text.replace("\r\n", "\n"))
+    return UNSAFE.sub("", ESCAPE_SEQUENCES.sub("", text.replace("\r\n", "\n")))
 
 
 def shorten(text: str, width: int) -> str:

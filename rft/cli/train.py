@@ -12,7 +12,7 @@ from rft.cli.live import LiveReport
 from rft.cli.output import Json, Reply, Screen, stdout_screen
 from rft.cli.probe import JobFile, Overrides
 from rft.cli.summary import summary_lines
-from rft.errors import RftError
+from rft.errors import PausedError, RftError
 from rft.runs.layout import RunFolder
 from rft.runs.reader import Run
 
@@ -69,11 +69,19 @@ def train(
             resume=resume,
             report=Silent() if other_rank() else report,
         )
+    except PausedError:
+        if report.outcome is None:
+            raise
+        outcome = report.outcome
     except RftError:
         raise
     except Exception as error:
         raise Crash(report.run_folder) from error
-    return EXIT_CODES.get(outcome.status, 4) if other_rank() else _reply(outcome, screen, as_json)
+    if other_rank():
+        return EXIT_CODES[outcome.status]
+    if report.outcome is None:
+        screen.line(outcome.message)
+    return _reply(outcome, screen, as_json)
 
 
 def _reply(outcome: "Outcome", screen: Screen, as_json: bool) -> Reply:
@@ -83,7 +91,7 @@ def _reply(outcome: "Outcome", screen: Screen, as_json: bool) -> Reply:
         key: str(value) if isinstance(value, Path) else value
         for key, value in asdict(outcome).items()
     }
-    return Reply(document, lines, as_json, EXIT_CODES.get(outcome.status, 4))
+    return Reply(document, lines, as_json, EXIT_CODES[outcome.status])
 
 
 def _child_arguments(

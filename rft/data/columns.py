@@ -14,64 +14,59 @@ _PATH = re.compile(r"([^.\[\]]+)((?:\.[^.\[\]]+|\[\d{1,9}\])*)")
 _STEP = re.compile(r"\.([^.\[\]]+)|\[(\d+)\]")
 
 
-def _check_templates(settings: DataSettings) -> None:
+def check_templates(settings: DataSettings) -> None:
+    """Raises DataError with every malformed template of `engine.data.fields`."""
+    problems = []
     for name, template in settings.fields.items():
         where = f"engine.data.fields.{name}"
-        if name == "messages":
-            raise DataError(
-                "`messages` is no field", where=where, remedy="use engine.data.messages"
-            )
         rest = _TEMPLATE.sub("", template)
-        if (
-            "{{" in rest
-            or "}}" in rest
-            or any(not m[1].strip() for m in _TEMPLATE.finditer(template))
-        ):
-            raise DataError(
-                "a template that does not close", where=where, remedy="write {{ column }}"
-            )
-        if not _TEMPLATE.search(template):
-            remedy = f"write a template such as {{{{ {template.strip()} }}}}"
-            raise DataError(f"{template!r} names no column", where=where, remedy=remedy)
+        columns = [found[1].strip() for found in _TEMPLATE.finditer(template)]
+        if name == "messages":
+            remedy = "name the column in engine.data.messages, or set engine.data.fields.prompt"
+            problems.append(Problem("`messages` is no field", where, remedy))
+        elif "{{" in rest or "}}" in rest or not all(columns):
+            what = f"the template {template!r} is malformed"
+            problems.append(Problem(what, where, "write {{ column }}"))
+        elif not columns:
+            remedy = f'write a template such as "{{{{ {template.strip()} }}}}"'
+            problems.append(Problem(f"the template {template!r} names no column", where, remedy))
+    if problems:
+        raise DataError(problems)
 
 
-def _render(template: str, row: Mapping[str, Any]) -> Any:
-    """The template with the row's values; one that is a single bare `{{ column }}` gives the value itself."""
+def render(template: str, row: Mapping[str, Any]) -> Any:
+    """The template with the row's values; a single bare `{{ column }}` gives the value itself."""
     whole = _TEMPLATE.fullmatch(template.strip())
     if whole and "{{" not in whole[1]:
         return _look_up(whole[1].strip(), row)
-    return _TEMPLATE.sub(lambda found: _as_text(_look_up(found[1].strip(), row)), template)
+    return _TEMPLATE.sub(lambda found: as_text(_look_up(found[1].strip(), row)), template)
 
 
-def _look_up(path: str, row: Mapping[str, Any]) -> Any:
-    if path in row:
-        return row[path]
-    value: Any = row
-    position = 0
-    while position < len(path):
-        step = _PATH_STEP.match(f".{path}", position + 1 if position else 0)
-        if step is None:
-            break
-        value = _step(value, step[1] if step[2] is None else int(step[2]))
-        position = step.end() - 1
-        if value is _MISSING:
-            break
-    else:
-        return value
-    columns = ", ".join(list(map(str, row))[:12])
-    raise RowError(f"the template's column `{path}` is not in the row", f"its columns: {columns}")
+def as_text(value: Any) -> str:
+    """A text as it is, any other value as JSON."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 _MISSING = object()
 
 
-def _step(value: Any, key: str | int) -> Any:
-    if isinstance(value, dict) and isinstance(key, str):
-        return value.get(key, _MISSING)
-    if isinstance(value, list) and isinstance(key, int) and key < len(value):
-        return value[key]
-    return _MISSING
+def _look_up(path: str, row: Mapping[str, Any]) -> Any:
+    """The value at `column` or `column.key[0]`; a column of that very name comes first."""
+    if path in row:
+        return row[path]
+    parts = _PATH.fullmatch(path)
+    value = row.get(parts[1], _MISSING) if parts else _MISSING
+    for step in _STEP.finditer(parts[2] if parts else ""):
+        value = _step_into(value, step)
+    if value is not _MISSING:
+        return value
+    what = f"the row has no `{path}`, which a template of engine.data.fields names"
+    raise RowError(what, f"its columns: {', '.join(list(row)[:12])}")
 
 
-def _as_text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+def _step_into(value: Any, step: re.Match[str]) -> Any:
+    key, index = step[1], step[2]
+    if key is not None:
+        return value.get(key, _MISSING) if isinstance(value, dict) else _MISSING
+    is_there = isinstance(value, list) and int(index) < len(value)
+    return value[int(index)] if is_there else _MISSING

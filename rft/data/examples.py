@@ -21,34 +21,34 @@ MAX_ROWS = {"training_file": 50_000, "validation_file": 1_000}
 def load_examples(
     source: str, settings: DataSettings, *, field: str, minimum: int
 ) -> list[Example]:
-    """The examples of a data source; `field` is the job's key for it, `minimum` the fewest rows it may hold.
+    """The examples of a source; `field` is the job's key for it, `minimum` its fewest rows.
 
-    Raises DataError with all bad rows (the first 20, and a count), or NotYetError when all of them only ask for
-    something unbuilt.
+    Raises DataError with all bad rows (the first 20, and a count), or NotYetError when all of them
+    only ask for something unbuilt.
     """
     check_templates(settings)
     examples: list[Example] = []
-    problems: list[Problem] = []
-    only_not_yet = True
-    for row in read_rows(source, field):
+    errors: list[tuple[str, RowError]] = []
+    for index, row in enumerate(read_rows(source, field)):
         try:
-            if isinstance(row.value, RowError):
-                raise row.value
-            examples.append(_example(len(examples) + len(problems), row.value, settings))
+            examples.append(_example(index, row.value, settings))
         except RowError as error:
-            problems.append(error.problem(row.place))
-            only_not_yet = only_not_yet and error.not_yet
-    if problems:
-        shown = problems[:MAX_PROBLEMS]
-        if len(problems) > MAX_PROBLEMS:
-            shown.append(Problem(f"and {len(problems) - MAX_PROBLEMS} more bad rows", source))
-        raise (NotYetError if only_not_yet else DataError)(shown)
-    if not examples:
-        raise DataError(f"{field} holds no rows", where=source, remedy=f"at least {minimum}")
+            errors.append((row.place, error))
+    name = shown(source)
+    if errors:
+        problems = [error.problem(place) for place, error in errors[:MAX_PROBLEMS]]
+        if len(errors) > MAX_PROBLEMS:
+            problems.append(Problem(f"and {len(errors) - MAX_PROBLEMS} more bad rows", name))
+        raise (NotYetError if all(error.not_yet for _, error in errors) else DataError)(problems)
     if len(examples) < minimum:
         what = f"{field} has {len(examples)} example(s), but must have at least {minimum}"
-        raise DataError(what, where=source, remedy="add rows")
+        raise DataError(what, where=name, remedy="add rows")
     return examples
+
+
+def row_place(source: str, example: Example) -> str:
+    """Where an example stands, as errors name it: `train.jsonl row 3`, blank lines not counted."""
+    return f"{shown(source)} row {example.row + 1}"
 
 
 def data_warnings(train: Sequence[Example], valid: Sequence[Example]) -> list[str]:
@@ -56,52 +56,49 @@ def data_warnings(train: Sequence[Example], valid: Sequence[Example]) -> list[st
     warnings = []
     for name, examples in (("training_file", train), ("validation_file", valid)):
         if len(examples) > MAX_ROWS[name]:
-            warnings.append(
-                f"{name} has {len(examples)} rows; the hosted product takes at most {MAX_ROWS[name]}"
-            )
-        repeated = len(examples) - len({_fingerprint(example) for example in examples})
-        if repeated:
-            warnings.append(f"{name} repeats {repeated} prompt(s)")
-    trained = {_fingerprint(example): example.row for example in train}
-    shared = [example for example in valid if _fingerprint(example) in trained]
+            limit = f"the hosted product takes at most {MAX_ROWS[name]}"
+            warnings.append(f"{name} has {len(examples)} rows; {limit}")
+        if num_repeated := len(examples) - len({_conversation(example) for example in examples}):
+            warnings.append(f"{name} repeats {num_repeated} prompt(s)")
+    trained = {_conversation(example): example.row + 1 for example in train}
+    shared = [example for example in valid if _conversation(example) in trained]
     if shared:
-        first = shared[0]
+        rows = f"validation row {shared[0].row + 1} is training row"
         warnings.append(
-            f"{len(shared)} validation prompt(s) are also trained on, such as validation row {first.row + 1} = "
-            f"training row {trained[_fingerprint(first)] + 1}: valid_reward_mean will flatter the model"
+            f"{len(shared)} validation prompt(s) are also trained on, so valid_reward_mean will "
+            f"flatter the model; such as: {rows} {trained[_conversation(shared[0])]}"
         )
     return warnings
 
 
-def _fingerprint(example: Example) -> str:
-    return json.dumps(example.messages, sort_keys=True, default=str)
+def _conversation(example: Example) -> str:
+    return json.dumps(example.messages, sort_keys=True)
 
 
 def _example(index: int, row: Any, settings: DataSettings) -> Example:
+    if isinstance(row, RowError):
+        raise row
     if not isinstance(row, dict):
         raise RowError(f"the row is {kind(row)}", "write a JSON object on each line")
     if row.get("tools"):
         raise RowError("`tools` in a row are not built yet", "remove them", not_yet=True)
     item = _item(row, settings)
     messages = check_messages(item["messages"])
-    if settings.system is not None and all(message["role"] != "system" for message in messages):
+    if settings.system is not None and messages[0]["role"] not in ("system", "developer"):
         messages = ({"role": "system", "content": settings.system}, *messages)
     return Example(row=index, messages=messages, item=item)
 
 
 def _item(row: Mapping[str, Any], settings: DataSettings) -> dict[str, Any]:
     """The row as graders see it: its own keys, the mapped fields, and always `messages`."""
-    item = dict(row)
-    for name, template in settings.fields.items():
-        if name != "prompt":
-            item[name] = render(template, row)
+    mapped = {name: render(t, row) for name, t in settings.fields.items() if name != "prompt"}
     if "prompt" in settings.fields:
-        content = str(as_text(render(settings.fields["prompt"], row)))
-        item["messages"] = [{"role": "user", "content": content}]
+        content = as_text(render(settings.fields["prompt"], row))
+        messages: Any = [{"role": "user", "content": content}]
     elif settings.messages in row:
-        item["messages"] = row[settings.messages]
+        messages = row[settings.messages]
     else:
-        columns = ", ".join(list(map(str, row))[:12]) or "none"
-        remedy = f"add it, or set engine.data.fields.prompt to a template over the row's keys ({columns})"
+        columns = ", ".join(list(row)[:12]) or "none"
+        remedy = f"add it, or set engine.data.fields.prompt to a template over its keys ({columns})"
         raise RowError(f'the row is missing key "{settings.messages}"', remedy)
-    return item
+    return {**row, **mapped, "messages": messages}

@@ -14,27 +14,34 @@ MAX_DEPTH = 64
 """Nesting of a row."""
 
 
-def jsonl_rows(path: Path, source: str) -> Iterator[Row]:
+def jsonl_rows(path: Path, name: str) -> Iterator[Row]:
+    """The rows of a JSONL file; blank lines are skipped, unreadable lines given as errors."""
+    is_first = True
     with path.open("rb") as file:
         for number, line in enumerate(_lines(file), 1):
-            place = f"{source}:{number}"
+            place = f"{name}:{number}"
             if isinstance(line, RowError):
                 yield Row(place, line)
                 continue
             line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
             if not line.strip():
                 continue
-            if line.strip() in (b"[", b"{") or line.lstrip().startswith(b"[{"):
+            if is_first and (line.strip() in (b"[", b"{") or line.lstrip().startswith(b"[{")):
                 remedy = "write one object a line: jq -c '.[]' data.json > data.jsonl"
                 raise DataError("the file is JSON, not JSONL", where=place, remedy=remedy)
-            try:
-                yield Row(place, _parse(line))
-            except RowError as error:
-                yield Row(place, error)
+            is_first = False
+            yield Row(place, _parse_or_error(line))
+
+
+def _parse_or_error(line: bytes) -> Any:
+    try:
+        return _parse(line)
+    except RowError as error:
+        return error
 
 
 def _lines(file: BinaryIO) -> Iterator[bytes | RowError]:
-    """Lines by `\\n` alone; one that is too long is given as an error and skipped without being held."""
+    """Lines by `\\n` alone; one that is too long is skipped and given as an error."""
     while line := file.readline(MAX_LINE_BYTES + 1):
         if len(line) <= MAX_LINE_BYTES:
             yield line

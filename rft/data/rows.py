@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rft.errors import Problem
+from rft.job.places import one_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,7 @@ class RowError(Exception):
 
     def problem(self, place: str) -> Problem:
         where = place if self.message is None else f"{place} message {self.message}"
-        return Problem(self.what, where, self.remedy)
+        return Problem(one_line(self.what), where, one_line(self.remedy))
 
 
 def kind(value: Any) -> str:

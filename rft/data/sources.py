@@ -2,9 +2,7 @@
 
 import csv
 import math
-import os
 import re
-from collections import Counter
 from collections.abc import Iterator
 from datetime import date, datetime, time
 from decimal import Decimal
@@ -18,79 +16,99 @@ from rft.errors import DataError
 
 
 def read_rows(source: str, field: str) -> Iterator[Row]:
+    """The rows of a source; `field` is the job's key for it.
+
+    Raises DataError when the source as a whole cannot be read; a bad row is given as an error.
+    """
     if source.startswith("hf://"):
         return _hub_rows(source, field)
-    path = Path(source).expanduser()
+    path, name = Path(source).expanduser(), shown(source)
     if path.is_dir():
-        return _saved_rows(path, source, field)
-    _check_readable(path, source, field)
+        return _saved_rows(path, name, field)
+    _check_readable(path, name, field)
     if path.suffix.lower() == ".parquet":
-        return _parquet_rows(path, source, field)
+        return _parquet_rows(path, name, field)
     if path.suffix.lower() in (".csv", ".tsv"):
-        return _csv_rows(path, source, field)
-    return jsonl_rows(path, source)
+        return _csv_rows(path, name, field)
+    return jsonl_rows(path, name)
 
 
-def _check_readable(path: Path, source: str, field: str) -> None:
-    if not path.exists():
-        remedy = "check the path; it is relative to the job file"
-        if re.fullmatch(r"file-\w+", path.name):
-            remedy = "this is a file id of the hosted product: download the file and name its path"
-        raise DataError(f"{field}: no such file", where=source, remedy=remedy)
-    if not path.is_file():
-        raise DataError(f"{field}: not a regular file", where=source, remedy="name a JSONL file")
+def shown(source: str) -> str:
+    """A source as errors name it: relative to the current folder when it lies below."""
+    path = Path(source)
+    is_below = path.is_absolute() and path.is_relative_to(Path.cwd())
+    return str(path.relative_to(Path.cwd())) if is_below else source
+
+
+def _check_readable(path: Path, name: str, field: str) -> None:
     try:
+        if path.exists() and not path.is_file():
+            remedy = "name a JSONL file"
+            raise DataError(f"{field}: not a regular file", where=name, remedy=remedy)
         with path.open("rb") as file:
             start = file.read(4)
-    except OSError as error:
-        raise DataError(f"{field}: cannot read it: {error.strerror}", where=source) from None
+    except FileNotFoundError:
+        remedy = "check the path; it is relative to the job file"
+        if re.fullmatch(r"file-\w+", path.name):
+            remedy = "a file id of the hosted product: download the file and name its path"
+        raise DataError(f"{field}: no such file", where=name, remedy=remedy) from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        what, remedy = f"{field}: cannot read it: {reason}", "check the path and its permissions"
+        raise DataError(what, where=name, remedy=remedy) from None
     if not start:
-        raise DataError(f"{field}: the file is empty", where=source, remedy="write rows into it")
+        raise DataError(f"{field}: the file is empty", where=name, remedy="write rows into it")
     if start.startswith((b"\xff\xfe", b"\xfe\xff")):
-        remedy = "save it as UTF-8"
-        raise DataError(f"{field}: the file is UTF-16", where=source, remedy=remedy)
+        raise DataError(f"{field}: the file is UTF-16", where=name, remedy="save it as UTF-8")
 
 
-def _csv_rows(path: Path, source: str, field: str) -> Iterator[Row]:
+def _csv_rows(path: Path, name: str, field: str) -> Iterator[Row]:
     """Rows of a CSV or TSV file with a header; every value is text."""
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, delimiter=delimiter, strict=True)
-            for row in reader:
-                place = f"{source}:{reader.line_num}"
-                if None in row or None in row.values():
-                    remedy = f"give the {len(reader.fieldnames or ())} values of the header"
-                    yield Row(place, RowError("the row does not fit the header", remedy))
-                else:
-                    yield Row(place, row)
+            reader = csv.reader(file, delimiter=delimiter, strict=True)
+            header = next(reader, [])
+            if len(set(header)) < len(header):
+                what = f"{field}: two columns have the same name"
+                raise DataError(what, where=f"{name}:1", remedy="rename one of them")
+            for values in reader:
+                place = f"{name}:{reader.line_num}"
+                if len(values) == len(header):
+                    yield Row(place, dict(zip(header, values, strict=True)))
+                elif values:
+                    what = f"the row has {len(values)} values, the header {len(header)}"
+                    yield Row(place, RowError(what, "put values with commas in quotes"))
     except (csv.Error, UnicodeDecodeError) as error:
-        raise DataError(f"{field}: not a CSV file: {error}", where=source) from None
+        remedy = "save it as CSV in UTF-8"
+        raise DataError(f"{field}: not a CSV file: {error}", where=name, remedy=remedy) from None
 
 
-def _parquet_rows(path: Path, source: str, field: str) -> Iterator[Row]:
-    import pyarrow
+def _parquet_rows(path: Path, name: str, field: str) -> Iterator[Row]:
     import pyarrow.parquet
 
     try:
         rows = pyarrow.parquet.read_table(path).to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{field}: not a Parquet file: {error}", where=source) from None
-    return _tabular_rows(rows, source)
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        what = f"{field}: not a Parquet file: {_reason(error)}"
+        raise DataError(what, where=name, remedy="write it anew") from None
+    return _tabular_rows(rows, name)
 
 
-def _saved_rows(path: Path, source: str, field: str) -> Iterator[Row]:
+def _saved_rows(path: Path, name: str, field: str) -> Iterator[Row]:
     """Rows of a folder that `Dataset.save_to_disk` wrote."""
     if not (path / "state.json").is_file():
-        remedy = "name the JSONL file in it"
-        raise DataError(f"{field}: a folder, not a file", where=source, remedy=remedy)
+        has_splits = (path / "dataset_dict.json").is_file()
+        remedy = "name the folder of one split" if has_splits else "name a file in it"
+        raise DataError(f"{field}: a folder, not a file", where=name, remedy=remedy)
     import datasets
 
     try:
-        return _tabular_rows(datasets.load_from_disk(str(path)), source)
-    # Whatever the library raises on a damaged folder, the person needs the folder's name.
-    except Exception as error:
-        raise DataError(f"{field}: not a saved data set: {error}", where=source) from None
+        rows = datasets.load_from_disk(str(path))
+    except Exception as error:  # whatever a damaged folder makes it raise, the answer is the same
+        what = f"{field}: not a saved data set: {_reason(error)}"
+        raise DataError(what, where=name, remedy="save it anew") from None
+    return _tabular_rows(rows, name)
 
 
 def _hub_rows(source: str, field: str) -> Iterator[Row]:
@@ -99,37 +117,38 @@ def _hub_rows(source: str, field: str) -> Iterator[Row]:
 
     try:
         rows = datasets.load_dataset(name, options.pop("config", None), **options)
-    # Hub, network, cache and builder each raise their own; the person needs the address and the reason.
-    except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
-        remedy = "check the name, config and split, and the network or the local cache"
-        raise DataError(
-            f"{field}: cannot load the data set: {reason}", where=source, remedy=remedy
-        ) from None
+    except Exception as error:  # hub, network, cache and builder each raise their own
+        what = f"{field}: cannot load the data set: {_reason(error)}"
+        remedy = "check name, config and split, and the network or the local cache"
+        raise DataError(what, where=source, remedy=remedy) from None
     return _tabular_rows(rows, source)
 
 
 def _hub_address(source: str, field: str) -> tuple[str, dict[str, str]]:
-    """The name, and the config, split and revision, of `hf://owner/name?config=…&split=…`."""
-    parts = urlsplit(source)
-    name = unquote(parts.netloc + parts.path).strip("/")
+    """Name and config, split, revision of `hf://owner/name?config=…&split=…`."""
+    name, _, query = source.removeprefix("hf://").partition("?")
+    options = {key: values[-1] for key, values in parse_qs(query).items()}
+    unknown = [key for key in options if key not in ("config", "split", "revision")]
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
         remedy = "write hf://owner/name?config=main&split=train"
         raise DataError(f"{field}: no name of a data set", where=source, remedy=remedy)
-    options = {key: values[-1] for key, values in parse_qs(parts.query).items()}
-    if unknown := [key for key in options if key not in ("config", "split", "revision")]:
-        what = f"{field}: unknown option `{unknown[0]}`"
-        raise DataError(what, where=source, remedy="legal: config, split, revision")
+    if unknown:
+        what, remedy = f"{field}: unknown option `{unknown[0]}`", "legal: config, split, revision"
+        raise DataError(what, where=source, remedy=remedy)
     if "split" not in options:
         if field != "training_file":
-            raise DataError(f"{field}: no split is named", where=source, remedy="add ?split=test")
+            raise DataError(f"{field}: no split is named", where=source, remedy="add split=test")
         options["split"] = "train"
     return name, options
 
 
-def _tabular_rows(rows: Any, source: str) -> Iterator[Row]:
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+
+
+def _tabular_rows(rows: Any, name: str) -> Iterator[Row]:
     for number, row in enumerate(rows, 1):
-        place = f"{source} row {number}"
+        place = f"{name} row {number}"
         try:
             yield Row(place, {key: _as_json(value, key) for key, value in row.items()})
         except RowError as error:
@@ -143,7 +162,7 @@ def _as_json(value: Any, column: str) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Decimal):
-        return float(value)
+        return _as_json(float(value), column)
     if isinstance(value, (datetime, date, time)):
         return value.isoformat()
     if isinstance(value, dict):

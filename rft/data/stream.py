@@ -7,9 +7,9 @@ from numpy.typing import NDArray
 class PromptStream:
     """The rows a job draws, without end: one permutation of all rows after another.
 
-    The row of ordinal o is permutation[o mod n] of epoch e = o // n, where permutation =
-    argsort(Philox(SeedSequence([seed, e])).random_raw(n)), stable: a pure function of seed and ordinal, and of no
-    numpy version, since raw bits are promised to stay.
+    The row of ordinal o is p[o mod n] in epoch e = o // n, where p is the stable argsort of n raw
+    64-bit draws of Philox(SeedSequence([seed, e])): a pure function of seed and ordinal. NumPy
+    promises raw draws to stay what they are, shuffles not.
     """
 
     def __init__(self, num_rows: int, seed: int, cursor: int = 0):

@@ -39,9 +39,7 @@ SANDBOXES = ("process", "unsafe-local")
 LATER_TYPES = ("score_model", "label_model", "endpoint")
 
 
-def open_grader(
-    document: GraderDocument, settings: GradingSettings = GradingSettings()
-) -> Grader:
+def open_grader(document: GraderDocument, settings: GradingSettings = GradingSettings()) -> Grader:
     """The grader at work; its processes start with the first sample.
 
     Raises GraderError when the document cannot be used, NotYetError for an unknown sandbox.
@@ -65,7 +63,7 @@ def grader_parts(document: GraderDocument) -> list[tuple[str, str]]:
 def template_problems(
     document: GraderDocument, items: Iterable[tuple[str, Item]], where: str = "grader"
 ) -> list[Problem]:
-    """The rows, each given with its place, that lack an `item.*` variable of the grader's templates.
+    """The `item.*` variables of the grader's templates that rows lack; each row comes with its place.
 
     At most 20 problems, then one that counts the rest. Raises GraderError for a malformed template.
     """

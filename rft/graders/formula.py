@@ -1,11 +1,11 @@
 """The formula of a multi grader: arithmetic over the sub-rewards, and nothing else.
 
-    sum      = product, any number of ("+" | "-") product
-    product  = unary, any number of ("*" | "/") unary
-    unary    = "-" unary | power
-    power    = atom, perhaps "^" exponent
-    exponent = "-" exponent | power
-    atom     = number | name | function "(" sum, any number of "," sum ")" | "(" sum ")"
+sum      = product, any number of ("+" | "-") product
+product  = unary, any number of ("*" | "/") unary
+unary    = "-" unary | power
+power    = atom, perhaps "^" exponent
+exponent = "-" exponent | power
+atom     = number | name | function "(" sum, any number of "," sum ")" | "(" sum ")"
 """
 
 import math
@@ -35,9 +35,7 @@ FUNCTIONS: Mapping[str, Callable[..., float]] = {
     "sqrt": math.sqrt,
     "log": math.log,
 }
-LEGAL_FORMS = (
-    "use the graders' keys, numbers, + - * / ^, parentheses and " + ", ".join(FUNCTIONS)
-)
+LEGAL_FORMS = "use the graders' keys, numbers, + - * / ^, parentheses and " + ", ".join(FUNCTIONS)
 
 Node = Callable[[Mapping[str, float]], float]
 

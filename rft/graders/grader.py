@@ -23,7 +23,7 @@ class GradingSettings:
     memory_mb: int = 2048
     """Address space of a process that runs a python grader, MiB."""
     sandbox: str = "process"
-    """`process` or `unsafe-local`: both grade in separate processes with limits, as the same user."""
+    """`process` or `unsafe-local`: both grade in processes with limits, as the same user."""
     on_exception: Literal["minimum", "exclude"] = "minimum"
     """What a sample's own fault earns: the grader's minimum, or None (it leaves its group)."""
     pass_threshold_shapes_reward: bool = False
@@ -43,6 +43,7 @@ class Grader(Protocol):
 
     def close(self) -> None:
         """Frees what the grader holds; it grades nothing afterwards."""
+        return
 
     def __enter__(self) -> Self:
         return self
@@ -79,9 +80,7 @@ class Document(BaseModel):
         return [self]
 
 
-def make_grade(
-    document: Document, settings: GradingSettings, reward: Callable[[], float]
-) -> Grade:
+def make_grade(document: Document, settings: GradingSettings, reward: Callable[[], float]) -> Grade:
     """The grade of one sample from a function that returns its reward or raises a fault."""
     started = time.perf_counter()
     value: float | None = None
@@ -91,7 +90,9 @@ def make_grade(
     except GradingFault as fault:
         value = reward_of_fault(fault, settings)
         errors = {fault.flag: fault.details}
-    except Exception as error:  # a grade is data: whatever went wrong, the job goes on and counts it
+    except (
+        Exception
+    ) as error:  # a grade is data: whatever went wrong, the job goes on and counts it
         errors = {"other_error": f"{type(error).__name__}: {error}"}
     latency = time.perf_counter() - started
     return Grade(document.name, document.type, value, errors=errors, latency=latency)
@@ -102,9 +103,7 @@ def reward_of_fault(fault: GradingFault, settings: GradingSettings) -> float | N
     return 0.0 if fault.of_sample and settings.on_exception == "minimum" else None
 
 
-def shape_by_threshold(
-    reward: float, threshold: float | None, settings: GradingSettings
-) -> float:
+def shape_by_threshold(reward: float, threshold: float | None, settings: GradingSettings) -> float:
     """1 or 0 by the threshold where the settings ask for it; otherwise the reward as it is."""
     if threshold is None or not settings.pass_threshold_shapes_reward:
         return reward

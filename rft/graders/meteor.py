@@ -21,7 +21,7 @@ WORDNET_FILES = (
     "adj.exc", "adv.exc", "data.adj", "data.adv", "data.noun", "data.verb",
     "index.adj", "index.adv", "index.noun", "index.verb", "lexnames", "noun.exc", "verb.exc",
 )  # fmt: skip
-WORDNET_SHA256 = "SHA"
+WORDNET_SHA256 = "6b6c57fcd8cb4ef1547682b38059bdd1eb27571f637e636186cc15490803e41f"
 """Of all files in this order, with line feeds as the only line ends."""
 
 
@@ -75,7 +75,7 @@ def load_wordnet(folder: Path) -> Any:
 
 
 class Meteor:
-    """METEOR of two texts; words match when equal, of one stem or synonyms (Banerjee, Lavie, 2005)."""
+    """METEOR: words match when equal, of one stem or synonyms (Banerjee and Lavie, 2005)."""
 
     def __init__(self, folder: Path):
         self._wordnet = load_wordnet(folder)

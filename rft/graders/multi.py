@@ -111,7 +111,9 @@ class MultiGrader(Grader):
                 reward = self.formula.value(known)
             except GradingFault as fault:
                 reward = reward_of_fault(fault, self.settings)
-                errors[fault.flag] = "; ".join(filter(None, [errors.get(fault.flag), fault.details]))
+                errors[fault.flag] = "; ".join(
+                    filter(None, [errors.get(fault.flag), fault.details])
+                )
         latency = time.perf_counter() - started
         usage = sum_usage(grades)
         return Grade(self.name, self.type, reward, grades, errors, latency, usage)

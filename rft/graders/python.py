@@ -77,9 +77,7 @@ class PythonGrader(Grader):
         request = json.dumps({"sample": sample, "item": item}, default=str).encode()
         outcome = self._sandbox.run(request)
         if outcome.kind == "reward":
-            return shape_by_threshold(
-                outcome.reward, self._document.pass_threshold, self._settings
-            )
+            return shape_by_threshold(outcome.reward, self._document.pass_threshold, self._settings)
         if outcome.kind == "sandbox":
             raise GradingFault("python_grader_server_error", outcome.details, of_sample=False)
         of_sample = outcome.kind == "fault"

@@ -5,6 +5,7 @@ in a fork of itself. A sandbox keeps as many workers as there are calls at the s
 Each end of the socket sends frames: a length of four bytes, then JSON.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -18,7 +19,7 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 WORKER_FILE = Path(__file__).with_name("sandbox_worker.py")
 GRACE_SECONDS = 10.0
@@ -60,20 +61,25 @@ class Sandbox:
 
     def run(self, request: bytes) -> Outcome:
         """Grades one request; never raises for what the source does."""
-        try:
-            worker = self._take()
-        except SourceFailed as failure:
-            return failure.outcome
-        except (OSError, EOFError) as error:
-            return Outcome("sandbox", details=f"no grading process could be started: {error}")
-        try:
-            outcome = worker.run(request)
-        except (OSError, EOFError, ValueError) as error:
-            outcome = Outcome("sandbox", details=self._epitaph(worker, error))
-            self._discard(worker)
-        else:
-            self._give_back(worker)
-        return outcome
+        while True:
+            try:
+                worker = self._take()
+            except SourceFailed as failure:
+                return failure.outcome
+            except OSError as error:
+                return Outcome("sandbox", details=f"no grading process could be started: {error}")
+            is_fresh = worker.num_graded == 0
+            try:
+                outcome = worker.run(request)
+            except (OSError, EOFError, ValueError) as error:
+                epitaph = self._epitaph(worker, error)
+                self._discard(worker)
+                # An earlier sample may have broken a used worker; this one must not suffer for it.
+                if is_fresh or self._is_closed:
+                    return Outcome("sandbox", details=epitaph)
+            else:
+                self._give_back(worker)
+                return outcome
 
     def close(self) -> None:
         """Ends all workers, those at work too."""
@@ -88,32 +94,35 @@ class Sandbox:
             worker.end()
 
     def _take(self) -> "Worker":
-        """An idle worker or a new one; remembers a source that fails, as it would fail again."""
+        """An idle worker that still lives, or a new one."""
+        while (worker := self._take_idle()) is not None:
+            if worker.is_alive():
+                return worker
+            self._discard(worker)
+        return self._start()
+
+    def _take_idle(self) -> "Worker | None":
         with self._lock:
             if self._is_closed:
                 raise OSError("the grader is closed")
+            return self._idle.pop() if self._idle else None
+
+    def _start(self) -> "Worker":
+        """A new worker; a source that failed once is not run again, as it would fail again."""
+        with self._lock:
             if self._source_fault is not None:
                 raise SourceFailed(self._source_fault)
-            idle, self._idle = self._idle, []
-            alive = [worker for worker in idle if worker.is_alive()]
-            dead = [worker for worker in idle if worker not in alive]
-            worker = alive.pop() if alive else None
-            self._idle = alive
-        for gone in dead:
-            self._discard(gone)
-        if worker is not None:
-            return worker
         worker = Worker(self._limits)
         with self._lock:
             self._workers.add(worker)
-        fault = worker.load(self._source)
-        if fault is None:
+        failure = worker.load(self._source)
+        if failure is None:
             return worker
         self._discard(worker)
         with self._lock:
-            if fault.kind == "source" and not self._is_closed:
-                self._source_fault = fault
-        raise SourceFailed(fault)
+            if failure.kind == "source" and not self._is_closed:
+                self._source_fault = failure
+        raise SourceFailed(failure)
 
     def _give_back(self, worker: "Worker") -> None:
         with self._lock:
@@ -144,6 +153,7 @@ class Worker:
     """One warm process with the source loaded."""
 
     def __init__(self, limits: Limits):
+        self.num_graded = 0
         self._limits = limits
         self._scratch = tempfile.mkdtemp(prefix="rft-grader-")
         self._channel, theirs = socket.socketpair()
@@ -171,14 +181,19 @@ class Worker:
         """Runs the source; None when it is ready, else what every sample gets."""
         seconds = self._limits.timeout_seconds
         job = {"source": source, "timeout_seconds": seconds, "memory_mb": self._limits.memory_mb}
+        has_started = False
         try:
             self._send(json.dumps(job).encode())
+            has_started = self._receive()["kind"] == "started"
             reply = self._receive()
         except (OSError, EOFError, ValueError) as error:
+            if not has_started:
+                details = f"the grading process did not start: {error}{self.exit_words()}"
+                return Outcome("sandbox", details=details)
             if self.exit_code() == -signal.SIGALRM:
-                return Outcome("source", details=f"timeout after {seconds:g} s at its top level")
-            words = self.exit_words()
-            details = f"the source ended its process before any sample: {error}{words}"
+                details = f"timeout after {seconds:g} s while the source ran, before any sample"
+            else:
+                details = f"the source ended its process before any sample{self.exit_words()}"
             return Outcome("source", details=details)
         return None if reply["kind"] == "ready" else Outcome("source", details=reply["details"])
 
@@ -186,6 +201,7 @@ class Worker:
         """One sample; raises OSError, EOFError or ValueError when the worker fails."""
         self._send(request)
         reply = self._receive()
+        self.num_graded += 1
         return Outcome(reply["kind"], reply.get("reward", 0.0), reply.get("details", ""))
 
     def is_alive(self) -> bool:
@@ -204,10 +220,8 @@ class Worker:
 
     def hang_up(self) -> None:
         """Tells the worker to end: it watches its channel, while a sample is graded too."""
-        try:
+        with contextlib.suppress(OSError):
             self._channel.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass
 
     def end(self) -> None:
         """Waits a moment for the worker to end, then kills it."""

@@ -1,4 +1,4 @@
-"""Templates in grader fields: `{{ item.answer }}`, `{{ sample.output_text }}`, with nested paths."""
+"""Templates in grader fields: `{{ item.answer }}`, `{{ sample.choices[0].message.content }}`."""
 
 import json
 import re
@@ -11,18 +11,16 @@ from rft.errors import GraderError, Problem
 from rft.graders.fault import GradingFault
 from rft.types import Item, Sample
 
-STEP = re.compile(
-    r"""\.(?P<name>[\w-]+) | \[(?P<index>\d{1,9})\] | \["(?P<double>[^"]*)"\] | \['(?P<single>[^']*)'\]""",
-    re.VERBOSE,
-)
+NAME = r"\.([\w-]+)"
+INDEX = r"\[([0-9]{1,9})\]"
+KEY = r"""\["([^"]*)"\]|\['([^']*)'\]"""
+STEP = re.compile(f"{NAME}|{KEY}|{INDEX}")
 EXPRESSION = re.compile(
-    r"""\{\{\s*(?P<variable>(?P<namespace>item|sample)
-        (?P<path>(?:\.[\w-]+|\["[^"]*"\]|\['[^']*'\])(?:\.[\w-]+|\[\d{1,9}\]|\["[^"]*"\]|\['[^']*'\])*)
-        )\s*\}\}""",
-    re.VERBOSE,
+    rf"\{{\{{\s*((item|sample)((?:{NAME}|{KEY})(?:{NAME}|{KEY}|{INDEX})*))\s*\}}\}}"
 )
 LEGAL_FORMS = (
-    'write {{ item.field }}, {{ item.list[0].field }}, {{ item["any key"] }} or {{ sample.output_text }}'
+    "write {{ item.field }}, {{ item.list[0].field }}, "
+    '{{ item["any key"] }} or {{ sample.output_text }}'
 )
 SAMPLE_VARIABLES = ("output_text", "output_tools", "choices")
 LATER_SAMPLE_VARIABLES = ("output_json", "output_audio")
@@ -106,13 +104,12 @@ def parse_template(text: str, where: str) -> Template:
 
 
 def parse_variable(match: re.Match[str]) -> Variable:
+    text, namespace, steps = match.group(1, 2, 3)
     path: list[str | int] = []
-    for step in STEP.finditer(match["path"]):
-        index = step["index"]
-        keys = (step["name"], step["double"], step["single"])
+    for step in STEP.finditer(steps):
+        *keys, index = step.groups()
         path.append(int(index) if index else next(key for key in keys if key is not None))
-    namespace: Literal["item", "sample"] = "item" if match["namespace"] == "item" else "sample"
-    return Variable(match["variable"], namespace, tuple(path))
+    return Variable(text, "item" if namespace == "item" else "sample", tuple(path))
 
 
 def malformed(text: str, start: int) -> tuple[str, int]:

@@ -2,7 +2,7 @@
 
 The first text is the graded one, the second the reference.
 
-- fuzzy_match: rapidfuzz's normalised indel similarity of the raw strings; two empty strings score 1.
+- fuzzy_match: rapidfuzz's normalised indel similarity of the raw strings; 1 for two empty ones.
 - bleu, gleu, meteor: words by the mteval-v13a rules of sacrebleu (case kept; meteor lowers it).
 - rouge: words are runs of a-z and 0-9 after lowering, without stemming, as in the rouge-score
   package; a text in another script has no words.

@@ -1,4 +1,4 @@
-"""The job document: YAML and dotted overrides → a frozen, strict model; every knob documented once."""
+"""The job document: YAML and overrides → a frozen, strict model; every knob documented once."""
 
 from rft.job.document import Hyperparameters, Job
 from rft.job.dump import dump_job

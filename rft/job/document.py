@@ -105,7 +105,8 @@ class Job(Section):
     """A whole job document; `auto` stands where the engine is to choose."""
 
     model: Text
-    """A built-in name, a folder, a GGUF file, a hub id, or RUN@step or an adapter folder to continue from."""
+    """A built-in name, a folder, a GGUF file, a hub id; or RUN@step or an adapter folder, to
+    continue from it."""
     training_file: Text
     """A path, relative to the job file, or hf://owner/name?config=main&split=train."""
     validation_file: Text

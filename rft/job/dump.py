@@ -7,14 +7,13 @@ import yaml
 from rft.job.document import Job
 from rft.job.marked import RESOLVERS
 
+_IMPLICIT = {**yaml.SafeDumper.yaml_implicit_resolvers, None: RESOLVERS}
+
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes every text that YAML 1.1 or our reading would take for something else; never writes aliases."""
+    """Quotes what YAML 1.1 or our reading would take for more than text; never writes aliases."""
 
-    yaml_implicit_resolvers: ClassVar[Any] = {
-        **yaml.SafeDumper.yaml_implicit_resolvers,
-        None: RESOLVERS,
-    }
+    yaml_implicit_resolvers = _IMPLICIT
 
     def ignore_aliases(self, data: Any) -> bool:
         return True

@@ -20,6 +20,9 @@ from rft.job.section import (
 
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 LearningRate = Annotated[float, Field(gt=0, le=1)]
+DEVICE = Field(
+    pattern=r"^(auto|cpu|cuda|cuda:[0-9]{1,3})$", examples=["auto", "cpu", "cuda", "cuda:1"]
+)
 Betas = Annotated[tuple[BelowOne, BelowOne], Field(strict=False)]
 GroupSize = Annotated[int, Field(ge=2)]
 Tracker = Literal[
@@ -41,7 +44,7 @@ class ModelSettings(Section):
 
     dtype: Auto | Literal["float32", "bfloat16", "float16"] = "auto"
     """Number format of the weights; auto: what the device does best."""
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda|cuda:[0-9]{1,3})$")] = "auto"
+    device: Annotated[str, DEVICE] = "auto"
     """auto, cpu, cuda or cuda:N; auto: cuda when there is one."""
     quantization: Literal["none", "4bit"] = "none"
     """4bit: the base weights as NF4 through bitsandbytes."""
@@ -49,7 +52,7 @@ class ModelSettings(Section):
     """Whether Python files that come with the model may run on this machine."""
     chat_template: Text | None = None
     """A Jinja chat template, or a path to one, in place of the model's own."""
-    chat_template_kwargs: Named = {}
+    chat_template_kwargs: Named = Field(default={})
     """Handed to the chat template, such as `enable_thinking: false`."""
 
 
@@ -61,9 +64,10 @@ class DataSettings(Section):
     system: str | None = None
     """A system message put before conversations that have none."""
     fields: Annotated[Mapping[str, Text], MAY_BE_EMPTY] = {}
-    """Templates over the row's columns, for sources without messages. `prompt` makes one user message, such as
-    `"{{ question }} Answer with a number."`; every other entry adds `item.<name>` for graders, and a template that is one
-    bare `{{ column }}` keeps the column's type. Nested values: `{{ column.key[0] }}`."""
+    """Templates over the row's columns, for sources without messages. `prompt` makes one user
+    message, such as `"{{ question }} Answer with a number."`; every other entry adds `item.<name>`
+    for graders, and a template that is one bare `{{ column }}` keeps the column's type. Nested
+    values: `{{ column.key[0] }}`. The row's own columns stay in `item`."""
 
 
 class LoraSettings(Section):
@@ -97,7 +101,7 @@ class RolloutSettings(Section):
     stop: Texts = ()
     """Texts that end a completion."""
     slots: Auto | Count = "auto"
-    """Completions decoded side by side; auto: from the step's size and the memory for keys and values."""
+    """Completions decoded side by side; auto: from the step's size and the memory for their KV."""
 
 
 class TrainingSettings(Section):
@@ -108,7 +112,7 @@ class TrainingSettings(Section):
     loss: Literal["grpo", "dapo", "dr_grpo", "cispo", "gspo"] = "dapo"
     """The policy-gradient loss."""
     advantage_scaling: Literal["group", "batch", "none"] = "group"
-    """What an advantage is divided by: the standard deviation of its group, of the batch, or nothing."""
+    """What divides an advantage: the standard deviation of its group, of the batch, or nothing."""
     num_iterations: Count = 1
     """Passes over a rollout batch."""
     minibatches: Count = 1
@@ -138,7 +142,7 @@ class TrainingSettings(Section):
     token_budget: Auto | Count = "auto"
     """Tokens in a micro-batch, which always holds whole groups; auto: from the device's memory."""
     gradient_checkpointing: Auto | bool = "auto"
-    """Recompute activations in the backward pass; auto: when the largest group would not fit otherwise."""
+    """Recompute activations in the backward pass; auto: when the largest group needs it."""
 
 
 class EvaluationSettings(Section):
@@ -182,7 +186,7 @@ class GradingRules(Section):
     concurrency: Auto | Count = "auto"
     """Grades computed side by side; auto: the number of cores."""
     on_exception: Literal["minimum", "exclude"] = "minimum"
-    """What a completion gets on which the grader raises: the grader's minimum, or no grade at all."""
+    """What a completion gets on which the grader raises: the grader's minimum, or no grade."""
     error_pause_rate: Fraction = 0.5
     """The job pauses when more than this share of grades fails."""
     pass_threshold_shapes_reward: bool = False

@@ -24,7 +24,7 @@ MAX_VALUE_SHOWN = 50
 
 
 def faults_of(error: ValidationError, document: Any) -> list[Fault]:
-    """One fault for each place pydantic complains about, however many union members complained there."""
+    """One fault for each place pydantic complains about, however many union members complained."""
     root = json_schema()
     faults: dict[KeyPath, Fault] = {}
     for detail in error.errors(include_url=False):
@@ -40,7 +40,8 @@ def faults_of(error: ValidationError, document: Any) -> list[Fault]:
             path = (*path, detail["loc"][-1]) if path[-1:] != detail["loc"][-1:] else path
             faults[path] = _unknown_key(path, legal_keys(parent), root)
         elif kind == "missing" and isinstance(detail["loc"][-1], str):
-            remedy = f"add `{path[-1]}:` with {wanted(schema, root)}"
+            meaning = " ".join(schema.get("description", "").split()).split(". ")[0].rstrip(".")
+            remedy = f"add `{path[-1]}: …`: {meaning or wanted(schema, root)}"
             faults.setdefault(path, Fault(path, f"`{dotted(path)}` is missing", remedy))
         elif kind in ("union_tag_invalid", "union_tag_not_found"):
             faults[path] = _wrong_type(path, _at(document, path), schema)
@@ -52,10 +53,10 @@ def faults_of(error: ValidationError, document: Any) -> list[Fault]:
     return [fault for path, fault in faults.items() if not _has_inner(path, faults)]
 
 
-def nearest(name: str, legal: Sequence[str], *, noun: str = "legal") -> str:
+def nearest(name: str, legal: Sequence[str]) -> str:
     """The remedy for a misspelt name: the nearest legal one, or all of them."""
     close = get_close_matches(name, legal, n=1, cutoff=0.6)
-    return f"did you mean `{close[0]}`?" if close else f"{noun}: {', '.join(legal)}"
+    return f"did you mean `{close[0]}`?" if close else f"legal: {', '.join(legal)}"
 
 
 def shown(value: Any) -> str:
@@ -69,18 +70,18 @@ def shown(value: Any) -> str:
     if isinstance(value, str):
         text = value if len(value) <= MAX_VALUE_SHOWN else value[:MAX_VALUE_SHOWN] + "…"
         return f"the text {text!r}"
-    return f"a list of {len(value)}" if isinstance(value, list) else "a mapping"
+    return f"a list of {len(value)}" if isinstance(value, list) else f"a mapping of {len(value)}"
 
 
 def _unknown_key(path: KeyPath, legal: Sequence[str], root: Schema) -> Fault:
     """Names the nearest legal key of that place, or the place where that very key is legal."""
-    name, parent = str(path[-1]), dotted(path[:-1])
+    name, parent = str(path[-1])[:100], dotted(path[:-1])
     what = f"unknown key `{name}`" + (f" in {parent}" if parent else "")
     elsewhere = [dotted(known) for known in key_paths(root, root) if known[-1] == name]
     close = get_close_matches(name, legal, n=1, cutoff=0.6)
     if elsewhere and not close:
-        return Fault(path, what, f"it belongs at {elsewhere[0]}")
-    return Fault(path, what, nearest(name, legal) if legal else "remove it")
+        return Fault(path, what, f"it belongs at {elsewhere[0]}", at_key=True)
+    return Fault(path, what, nearest(name, legal) if legal else "remove it", at_key=True)
 
 
 def _wrong_type(path: KeyPath, value: Any, schema: Schema) -> Fault:
@@ -94,7 +95,7 @@ def _wrong_type(path: KeyPath, value: Any, schema: Schema) -> Fault:
         return Fault(path, what, remedy)
     if "type" not in value:
         return Fault(path, f"`{dotted(path)}.type` is missing", f"legal: {', '.join(legal)}")
-    what = f"{dotted(path)}.type is {shown(value['type'])}, which is no grader"
+    what = f"{dotted(path)}.type is {shown(value['type'])}, which is no grader type here"
     close = get_close_matches(str(value["type"]), legal, n=1, cutoff=0.6)
     remedy = (f"did you mean {close[0]}? " if close else "") + f"legal: {', '.join(legal)}"
     return Fault((*path, "type"), what, remedy)
@@ -125,5 +126,5 @@ def _at(document: Any, path: Iterable[str | int]) -> Any:
 
 
 def _has_inner(path: KeyPath, faults: Iterable[KeyPath]) -> bool:
-    """Whether a fault deeper inside says more than the one at this path, where a whole union failed."""
+    """Whether a fault deeper inside says more than this one, where a whole union failed."""
     return any(len(inner) > len(path) and inner[: len(path)] == path for inner in faults)

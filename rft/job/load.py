@@ -13,9 +13,9 @@ from rft.job.consistency import contradictions
 from rft.job.document import Job
 from rft.job.faults import faults_of
 from rft.job.marked import MAX_CHARACTERS, read_marked
-from rft.job.not_yet import GRADER, not_yet_faults
+from rft.job.not_yet import GRADER, moot_path, not_yet_faults
 from rft.job.overrides import apply_overrides
-from rft.job.places import Fault, KeyPath, Marked, Place, dotted
+from rft.job.places import Fault, KeyPath, Marked, Place, dotted, one_line
 
 MAX_PROBLEMS = 20
 """Faults told at once; the rest is counted."""
@@ -24,16 +24,17 @@ MAX_PROBLEMS = 20
 def load_job(path: Path, overrides: Sequence[str] = ()) -> Job:
     """The job a file describes; relative paths in it are taken from its folder and made absolute.
 
-    Raises JobError with every fault and its `file:line:column`, NotYetError when all it lacks is something unbuilt.
+    Raises JobError with every fault and its `file:line:column`, NotYetError when the only faults are
+    legal requests for something unbuilt.
     """
     path = Path(path)
     return parse_job(_read(path), name=str(path), folder=path.parent, overrides=overrides)
 
 
 def parse_job(text: str, *, name: str, folder: Path, overrides: Sequence[str] = ()) -> Job:
-    """The job a YAML or JSON text describes; `name` stands in errors, `folder` is what its paths are relative to.
+    """The job a YAML or JSON text describes, as `load_job` gives it, and raising like it.
 
-    Raises like `load_job`.
+    `name` stands in errors; paths are relative to `folder`.
     """
     marked = read_marked(text, name)
     if () in {fault.path for fault in marked.faults}:
@@ -43,14 +44,14 @@ def parse_job(text: str, *, name: str, folder: Path, overrides: Sequence[str] = 
             [Fault((), "the document is not a mapping", "write `key: value` lines")], marked
         )
     marked = apply_overrides(marked, overrides)
-    unbuilt = [*marked.faults, *not_yet_faults(marked.value)]
+    told = [*marked.faults, *not_yet_faults(marked.value)]
     try:
         job = Job.model_validate(marked.value)
         found = [*contradictions(job), *_grader_faults(job)]
     except ValidationError as error:
         found = faults_of(error, marked.value)
-    known = [fault.path for fault in unbuilt if fault.path]
-    faults = unbuilt + [fault for fault in found if not _inside(fault.path, known)]
+    moot = [moot_path(fault) for fault in told if fault.path]
+    faults = told + [fault for fault in found if not _inside(fault.path, moot)]
     if faults:
         raise _error(faults, marked)
     return _with_absolute_paths(job, folder.absolute())
@@ -89,7 +90,7 @@ def _grader_faults(job: Job) -> list[Fault]:
     faults = []
     for problem in problems_of(job.grader, where):
         inner = problem.where.removeprefix(where)
-        what = f"{problem.what} (in {problem.where})" if inner else problem.what
+        what = f"{problem.where}: {problem.what}"
         faults.append(Fault(_grader_path(inner), what, problem.remedy))
     return faults
 
@@ -99,29 +100,27 @@ def _grader_path(inner: str) -> KeyPath:
     return (*GRADER, *(part for part in inner.strip(". ").split(".") if part))
 
 
-def _inside(path: KeyPath, known: Iterable[KeyPath]) -> bool:
-    """Whether a fault is already told at this path or above it."""
-    return any(path[: len(outer)] == outer for outer in known)
+def _inside(path: KeyPath, sections: Iterable[KeyPath]) -> bool:
+    return any(path[: len(outer)] == outer for outer in sections)
 
 
-def _error(faults: Iterable[Fault], marked: Marked) -> JobError | NotYetError:
-    told = [fault for fault in faults if fault.what]
-    placed = [(_place(fault, marked), fault) for fault in told]
+def _error(faults: Sequence[Fault], marked: Marked) -> JobError | NotYetError:
+    placed = [(_place(fault, marked), fault) for fault in faults]
     placed.sort(key=lambda pair: (pair[0] is None, pair[0] or Place(False, 0, 0, "")))
     problems = [
-        Problem(fault.what, str(place or ""), fault.remedy)
+        Problem(one_line(fault.what), one_line(str(place or "")), fault.remedy)
         for place, fault in placed[:MAX_PROBLEMS]
     ]
     if len(placed) > MAX_PROBLEMS:
         problems.append(Problem(f"and {len(placed) - MAX_PROBLEMS} more"))
-    return (NotYetError if all(fault.not_yet for fault in told) else JobError)(problems)
+    return (NotYetError if all(fault.not_yet for fault in faults) else JobError)(problems)
 
 
 def _place(fault: Fault, marked: Marked) -> Place | None:
-    """A misnamed key is shown at the key, all else at the value."""
+    """Where a fault is shown: at the key or the value, or at the section that lacks it."""
     if fault.place is not None:
         return fault.place
-    if fault.path in marked.keys and fault.what.startswith("unknown key"):
+    if fault.at_key and fault.path in marked.keys:
         return marked.keys[fault.path]
     if fault.path in marked.values:
         return marked.values[fault.path]

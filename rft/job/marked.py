@@ -1,7 +1,8 @@
 """YAML or JSON text → plain values, with the line and column of every key and value.
 
-Scalars follow YAML 1.2: `1e-5` is a number, only true and false are booleans, `no`, `010`, `1_000`, `12:30` and
-dates are text. Anchors, aliases and merge keys work. Size, depth and alias expansion are bounded.
+Scalars follow YAML 1.2: `1e-5` is a number, only true and false are booleans, `no`, `010`, `1_000`,
+`12:30` and dates are text. Anchors, aliases and merge keys work. Size, depth and alias expansion are
+bounded.
 """
 
 import json
@@ -9,7 +10,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 
@@ -55,19 +56,20 @@ RESOLVERS = [
     (f"{_TAG}merge", re.compile("<<$")),
 ]
 """Tag and pattern of the plain scalars that are not text."""
+_BY_FIRST_CHARACTER = {None: RESOLVERS}
 
 
 class _Loader(yaml.SafeLoader):
     """A SafeLoader with YAML 1.2 scalars that counts depth and values while it composes."""
 
-    yaml_implicit_resolvers: ClassVar[Any] = {None: RESOLVERS}
+    yaml_implicit_resolvers = _BY_FIRST_CHARACTER
     depth = 0
     num_values = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         self.depth += 1
         self.num_values += 1
-        mark = self.peek_event().start_mark
+        mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
         if self.depth > MAX_DEPTH:
             raise yaml.MarkedYAMLError(problem=f"nested deeper than {MAX_DEPTH}", problem_mark=mark)
         if self.num_values > MAX_VALUES:
@@ -106,6 +108,9 @@ def _compose(text: str, source: str) -> yaml.Node:
         node = loader.get_single_node()
     except yaml.MarkedYAMLError as error:
         raise _unreadable(error, text, source) from error
+    except (ValueError, OverflowError) as error:  # an escape such as "\\U99999999"
+        place = Place(False, loader.line + 1, loader.column + 1, source)
+        raise _Unreadable(f"not valid YAML: {error}", "mend the escape", place) from error
     finally:
         loader.dispose()
     if node is None or (node.tag == f"{_TAG}null" and not node.value):
@@ -126,6 +131,10 @@ def _unreadable(error: yaml.MarkedYAMLError, text: str, source: str) -> _Unreada
         return _Unreadable("a second document starts here", "one job per file: remove `---`", place)
     if "'\\t'" in problem:
         remedy = "indent with spaces, not with tabs"
+    elif problem.startswith(("nested deeper", "more than")):
+        remedy = "no job document needs that"
+    elif "undefined alias" in problem:
+        remedy = "put quotes around text that begins with `*`, or define the anchor above"
     elif "{{" in line:
         remedy = 'put quotes around a template: "{{ … }}"'
     elif "cannot start any token" in problem or "mapping values" in problem:

@@ -31,7 +31,12 @@ BUILT_VALUES: Mapping[KeyPath, str] = {
 
 def not_yet_faults(document: Any) -> list[Fault]:
     """A fault for every value of a raw document that asks for something not built yet."""
-    return [*_unbuilt_values(document), *_unbuilt_method(document), *_unbuilt_graders(document)]
+    return [*_unbuilt_values(document), *_unbuilt_keys(document), *_unbuilt_graders(document)]
+
+
+def moot_path(fault: Fault) -> KeyPath:
+    """The part of the document about which nothing more needs to be said."""
+    return ("method",) if fault.path == ("method", "type") else fault.path
 
 
 def _unbuilt_values(document: Any) -> Iterator[Fault]:
@@ -42,11 +47,7 @@ def _unbuilt_values(document: Any) -> Iterator[Fault]:
             yield Fault(path, what, f"so far: {BUILT_VALUES[path]}", not_yet=True)
 
 
-def _unbuilt_method(document: Any) -> Iterator[Fault]:
-    method = _at(document, ("method",))
-    if isinstance(method, dict) and method.get("type") in ("supervised", "dpo"):
-        for key in ("supervised", "dpo", "reinforcement"):
-            yield Fault(("method", key), "", "", not_yet=True)
+def _unbuilt_keys(document: Any) -> Iterator[Fault]:
     path = (*REINFORCEMENT, "response_format")
     response_format = _at(document, path)
     if isinstance(response_format, dict):
@@ -57,7 +58,7 @@ def _unbuilt_method(document: Any) -> Iterator[Fault]:
     for key in ("tools", "max_episode_steps"):
         if _at(document, (*REINFORCEMENT, key)) is not None:
             what = f"{dotted(REINFORCEMENT)}.{key} is not built yet"
-            yield Fault((*REINFORCEMENT, key), what, "remove it", not_yet=True)
+            yield Fault((*REINFORCEMENT, key), what, "remove it", at_key=True, not_yet=True)
 
 
 def _unbuilt_graders(document: Any) -> Iterator[Fault]:
@@ -68,7 +69,8 @@ def _unbuilt_graders(document: Any) -> Iterator[Fault]:
         parts = {(*GRADER, "graders", key): child for key, child in children.items()}
     for path, part in parts.items():
         if reason := grader_not_yet(part):
-            yield Fault(path, f"{dotted(path)}: {reason}", "", not_yet=True)
+            what = f"{dotted(path)}: {reason} is not built yet"
+            yield Fault(path, what, "use a type that is built", not_yet=True)
 
 
 def _at(value: Any, path: KeyPath) -> Any:

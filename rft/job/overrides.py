@@ -1,9 +1,9 @@
-"""Dotted overrides from the command line, laid over a document: `engine.training.learning_rate=1e-4`."""
+"""Dotted overrides, laid over a document: `engine.training.learning_rate=1e-4`."""
 
 from collections.abc import Sequence
 from typing import Any
 
-from rft.job.marked import read_marked
+from rft.job.marked import MAX_DEPTH, read_marked
 from rft.job.places import Fault, KeyPath, Marked, Place, dotted
 
 MAX_SHOWN = 60
@@ -11,7 +11,10 @@ MAX_SHOWN = 60
 
 
 def apply_overrides(document: Marked, overrides: Sequence[str]) -> Marked:
-    """The document with each `key.sub=value` laid over it in turn; a value is YAML and replaces what stood there."""
+    """The document with each `key.sub=value` laid over it in turn.
+
+    A value is YAML and replaces what stood there; sections that are missing are made.
+    """
     for text in overrides:
         document = _apply(document, text)
     return document
@@ -22,12 +25,9 @@ def _apply(document: Marked, text: str) -> Marked:
     place = Place(True, 0, 0, f"override {shown}")
     key, equals, value_text = text.partition("=")
     path: KeyPath = tuple(part.strip() for part in key.split("."))
-    if not equals or not all(path):
+    if not equals or not all(path) or len(path) > MAX_DEPTH:
         return _with_fault(document, Fault((), "not an override", "write key.sub=value", place))
-    if value_text.strip():
-        value = read_marked(value_text, place.source)
-    else:
-        value = Marked(None, {}, {(): place})
+    value = read_marked(value_text if value_text.strip() else "null", place.source)
     try:
         merged = _set(document.value, path, value.value)
     except _NoSectionError as error:

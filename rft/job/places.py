@@ -30,6 +30,8 @@ class Fault:
     remedy: str
     place: Place | None = None
     """When the path alone does not say it, such as at a duplicate key."""
+    at_key: bool = False
+    """Whether the key is at fault, not its value."""
     not_yet: bool = False
     """Whether the value is legal but what it asks for is not built."""
 
@@ -63,3 +65,9 @@ def dotted(path: KeyPath) -> str:
     """A key path as a person writes it: `engine.lora.rank`, `integrations[0].type`."""
     text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
     return text.removeprefix(".")
+
+
+def one_line(text: str) -> str:
+    """A text as one line of at most 600 printable characters, for errors that repeat a document."""
+    printable = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[:600])
+    return printable if len(text) <= 600 else f"{printable}…"

@@ -83,7 +83,7 @@ def _resolve_hyperparameters(given: Hyperparameters, facts: JobFacts) -> dict[st
 
 def _resolve_engine(job: Job, hyperparameters: dict[str, Any], facts: JobFacts) -> dict[str, Any]:
     engine = job.engine.model_dump()
-    rollout, training = job.engine.rollout, job.engine.training
+    rollout = job.engine.rollout
     compute = hyperparameters["compute_multiplier"]
     group_size = _or(rollout.group_size, max(2, round(ROLLOUTS_PER_PROMPT * compute)))
     completion = rollout.max_completion_tokens
@@ -134,7 +134,7 @@ def _impossibilities(
 
 
 def _slots(num_rollouts: int, max_completion_tokens: int, facts: JobFacts) -> int:
-    """Rows of the sampler: the step's rollouts, within a cap and the memory set aside for keys and values."""
+    """Rows of the sampler: the step's rollouts, within a cap and the memory set aside for KV."""
     cap = 64 if facts.device == "cpu" else 256
     memory = GIB if facts.device == "cpu" else 16 * GIB
     bytes_per_row = facts.kv_bytes_per_token * (facts.longest_prompt + max_completion_tokens)

@@ -5,8 +5,15 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from rft.graders import GradingSettings
-from rft.job.document import BatchSize, ComputeMultiplier, Epochs, Hyperparameters, Job, Method
-from rft.job.document import Reinforcement
+from rft.job.document import (
+    BatchSize,
+    ComputeMultiplier,
+    Epochs,
+    Hyperparameters,
+    Job,
+    Method,
+    Reinforcement,
+)
 from rft.job.engine import (
     Engine,
     EvaluationSettings,

@@ -16,8 +16,9 @@ def json_schema() -> Schema:
 
 
 def follow(schema: Schema, location: Sequence[str | int], document: Any) -> tuple[KeyPath, Schema]:
-    """The key path and the schema at a pydantic error's location, whose union labels are no keys."""
-    root, path, value = schema, (), document
+    """The key path and the schema at a pydantic error's location; union labels are no keys."""
+    root, value = schema, document
+    path: KeyPath = ()
     for part in location:
         schema = _without_reference(schema, root)
         if "discriminator" in schema:
@@ -29,12 +30,14 @@ def follow(schema: Schema, location: Sequence[str | int], document: Any) -> tupl
             schema = _items(branch, part)
         elif isinstance(value, dict) and (part in value or part in branch.get("properties", {})):
             value = value.get(part)
-            schema = branch.get("properties", {}).get(part) or branch.get("additionalProperties")
-            schema = schema if isinstance(schema, dict) else {}
+            others = branch.get("additionalProperties")
+            of_others = others if isinstance(others, dict) else {}
+            schema = branch.get("properties", {}).get(part, of_others)
         else:
             continue
         path = (*path, part)
-    return path, matching_branch(schema, value, root, keep_unions=True)
+    meaning = {key: schema[key] for key in ("description",) if key in schema}
+    return path, {**matching_branch(schema, value, root, keep_unions=True), **meaning}
 
 
 def matching_branch(
@@ -43,7 +46,7 @@ def matching_branch(
     """The branch of a union that a mapping or list is meant for, references resolved."""
     schema = _without_reference(schema, root)
     branches = schema.get("anyOf", [])
-    kind = {dict: "object", list: "array"}.get(type(value))
+    kind = "object" if isinstance(value, dict) else "array" if isinstance(value, list) else None
     if not branches or (keep_unions and kind is None):
         return schema
     resolved = [_without_reference(branch, root) for branch in branches]
@@ -94,7 +97,7 @@ def wanted(schema: Schema, root: Schema) -> str:
         case "array":
             return _list(schema, root)
         case "object":
-            return "a mapping" + _size(schema, "Properties", "keys")
+            return "a mapping" + _size(schema, "Properties")
     return "a mapping with a `type`" if "oneOf" in schema else "a value"
 
 
@@ -135,6 +138,8 @@ def _range(schema: Schema) -> str:
 
 
 def _text_limits(schema: Schema) -> str:
+    if "examples" in schema:
+        return f" such as {_alternatives(schema['examples'])}"
     if "pattern" in schema:
         return f" that matches {schema['pattern'].strip('^$')}"
     if schema.get("minLength") == 1 and "maxLength" not in schema:
@@ -148,10 +153,10 @@ def _list(schema: Schema, root: Schema) -> str:
             f"a list of {len(schema['prefixItems'])}: each {wanted(schema['prefixItems'][0], root)}"
         )
     inner = wanted(schema["items"], root) if schema.get("items") else "values"
-    return f"a list of{_size(schema, 'Items', '')} {inner}"
+    return f"a list{_size(schema, 'Items') or ' of'} {inner}"
 
 
-def _size(schema: Schema, kind: str, noun: str) -> str:
+def _size(schema: Schema, kind: str) -> str:
     parts = [f"at least {schema[f'min{kind}']}"] if f"min{kind}" in schema else []
     parts += [f"at most {schema[f'max{kind}']}"] if f"max{kind}" in schema else []
-    return (" " + " and ".join(parts) + f" {noun}".rstrip()) if parts else ""
+    return f" of {' and '.join(parts)}" if parts else ""

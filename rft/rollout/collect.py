@@ -57,9 +57,7 @@ class Collector:
                 place = (sampled.request, sampled.sample)
                 item = draws[sampled.request].prompt.example.item
                 completions[place] = sampled.completion
-                grades[place] = pool.submit(
-                    self._grader.grade, sample_of(sampled.completion), item
-                )
+                grades[place] = pool.submit(self._grader.grade, sample_of(sampled.completion), item)
         return [
             Group(
                 draw.ordinal,

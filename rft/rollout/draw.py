@@ -61,7 +61,7 @@ def inverse_cdf(
 
 def nucleus_mask(probabilities: Float[Tensor, "B V"], top_p: float) -> Bool[Tensor, "B V"]:
     """The fewest most probable tokens whose probabilities sum to at least top_p (Holtzman et al. 2020)."""
-    ordered, order = probabilities.sort(-1, descending=True, stable=True)
+    ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
     sum_before = ordered.cumsum(-1) - ordered
     keep = sum_before < top_p
     keep[:, 0] = True

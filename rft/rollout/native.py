@@ -175,7 +175,12 @@ class NativeSampler:
                 live[index] = last
             allowed = np.stack(row.allowed_tokens) if row.allowed_tokens else None
             completion = self._transcriber.completion(
-                row.token_ids, row.logprobs, reason, requests[row.request].prompt_ids, settings, allowed
+                row.token_ids,
+                row.logprobs,
+                reason,
+                requests[row.request].prompt_ids,
+                settings,
+                allowed,
             )
             yield Sampled(row.request, row.sample, completion)
 

@@ -71,9 +71,7 @@ class Slots:
         keys, values = self.keys[kind.layer], self.values[kind.layer]
         keys[self._rows[:num_rows], :, self._positions] = key[:, :, 0]
         values[self._rows[:num_rows], :, self._positions] = value[:, :, 0]
-        seen_keys, seen_values = (
-            store[:num_rows, :, : self._length] for store in (keys, values)
-        )
+        seen_keys, seen_values = (store[:num_rows, :, : self._length] for store in (keys, values))
         num_kv_heads = seen_keys.shape[1]
         grouped = (query * kind.scaling).view(num_rows, num_kv_heads, -1, width)
         scores = grouped @ seen_keys.transpose(-1, -2)  # (B, K, R, length)

@@ -51,7 +51,8 @@ class Transcriber:
         )
 
     def _text(self, token_ids: Sequence[int]) -> str:
-        return self.tokenizer.decode(list(token_ids), skip_special_tokens=True)
+        text: str = self.tokenizer.decode(list(token_ids), skip_special_tokens=True)
+        return text
 
 
 def _first_stop(text: str, stop: Sequence[str]) -> int | None:

@@ -25,8 +25,8 @@ SHOWN_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "MKL_CBWR", "CUBLAS_WOR
 """Environment variables that change numerics; no other is read."""
 
 
-def describe_environment() -> dict[str, Any]:
-    """Versions, platform and processor; whoever trains adds device, world size and the like."""
+def environment(**facts: Any) -> dict[str, Any]:
+    """Versions, platform and processor, and the `facts` of whoever trains: device, world size …"""
     return {
         "python": platform.python_version(),
         "rft": _version("rft"),
@@ -35,6 +35,7 @@ def describe_environment() -> dict[str, Any]:
         "processor": _processor(),
         "num_cores": available_cores(),
         "variables": {name: os.environ[name] for name in SHOWN_VARIABLES if name in os.environ},
+        **facts,
     }
 
 

@@ -13,7 +13,6 @@ from rft.runs.documents import read_document, read_lines
 from rft.runs.folders import manifest_faults, verify_folder
 from rft.runs.layout import RunFolder, steps_in
 from rft.runs.lock import is_held
-from rft.runs.tables import read_table
 
 ENDED = frozenset({"paused", "succeeded", "failed", "cancelled"})
 """Statuses that hold without a live process."""
@@ -136,6 +135,9 @@ class Run:
 
     def _table(self, path: Path, what: str, kept: list[int]) -> list[dict[str, Any]]:
         if path.is_file():
+            # pyarrow takes longer to load than all the rest of a command
+            from rft.runs.tables import read_table
+
             return read_table(path)
         raise RunError(
             f"the run keeps no {what}",

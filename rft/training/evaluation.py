@@ -36,7 +36,9 @@ class Evaluation:
     @property
     def graded_reward_mean(self) -> float:
         """Over graded samples alone; NaN when there is none."""
-        return mean([r.grade.reward for g in self.groups for r in g.graded if r.grade.reward is not None])
+        return mean(
+            [r.grade.reward for g in self.groups for r in g.graded if r.grade.reward is not None]
+        )
 
     @property
     def standard_error(self) -> float:

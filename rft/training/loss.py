@@ -69,7 +69,9 @@ LossFunction = Callable[[LossInputs, LossSettings, UpdateCounts], LossOutputs]
 
 def grpo(inputs: LossInputs, settings: LossSettings, counts: UpdateCounts) -> LossOutputs:
     """(1/N) Σᵢ (1/|oᵢ|) Σₜ of the clipped objective (Shao et al. 2024, DeepSeekMath, eq. 3)."""
-    return _total(inputs, settings, _clipped_ratio(inputs, settings), _mean_of_means(inputs, counts))
+    return _total(
+        inputs, settings, _clipped_ratio(inputs, settings), _mean_of_means(inputs, counts)
+    )
 
 
 def dapo(inputs: LossInputs, settings: LossSettings, counts: UpdateCounts) -> LossOutputs:

@@ -42,9 +42,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
         group["lr"] = value
 
 
-def clip_gradients(
-    gradients: Sequence[Tensor], max_norm: float
-) -> float:
+def clip_gradients(gradients: Sequence[Tensor], max_norm: float) -> float:
     """Scale the gradients down to the norm `max_norm` (0 = never); gives the norm before."""
     norm = torch.linalg.vector_norm(torch.stack([g.norm() for g in gradients]))
     if max_norm > 0 and norm > max_norm:

@@ -17,7 +17,7 @@ from rft.job import Job, ResolvedJob, dump_job
 from rft.policy import Policy
 from rft.rollout.collect import Collector
 from rft.runs.compare import compare_evaluations
-from rft.runs.environment import describe_environment
+from rft.runs.environment import environment
 from rft.runs.layout import RUNS_FOLDER, RunChoice, RunFolder, choose_run_folder
 from rft.runs.reader import open_run
 from rft.runs.writer import RunWriter
@@ -64,7 +64,9 @@ def train(
         stack.callback(ranks.close)
         workshop = open_workshop(job, rows, runs_folder)
         choice = ranks.broadcast(
-            choose_run_folder(job.suffix, run_folder, resume, runs_folder) if ranks.is_main else None
+            choose_run_folder(job.suffix, run_folder, resume, runs_folder)
+            if ranks.is_main
+            else None
         )
         assert choice is not None
         if choice.action == "finished":
@@ -136,15 +138,14 @@ class Session:
         if writer:
             writer.document(
                 "env.json",
-                describe_environment()
-                | {
-                    "world_size": ranks.size,
-                    "backend": ranks.backend,
-                    "device": str(policy.device),
-                    "num_threads": torch.get_num_threads(),
-                    "min_rows": sampler.invariance.min_rows,
-                    "bitwise": sampler.invariance.is_bitwise,
-                },
+                environment(
+                    world_size=ranks.size,
+                    backend=ranks.backend,
+                    device=str(policy.device),
+                    num_threads=torch.get_num_threads(),
+                    min_rows=sampler.invariance.min_rows,
+                    bitwise=sampler.invariance.is_bitwise,
+                ),
             )
             recorder = Recorder(writer, report, job, parts, total_steps)
             stack.callback(recorder.close)
@@ -249,9 +250,7 @@ class Session:
         if self._recorder:
             self._recorder.step(None, evaluation)
         self._warn(self._watch.evaluation(evaluation))
-        self._progress = Progress(
-            0, 0, evaluation.reward_mean, evaluation.reward_mean, None, 0, {}
-        )
+        self._progress = Progress(0, 0, evaluation.reward_mean, evaluation.reward_mean, None, 0, {})
 
     def _evaluate(self, step: int) -> Evaluation:
         return evaluate(step, self.job, self._valid_prompts, self._collector, self._ranks)
@@ -290,7 +289,9 @@ class Session:
             return
         writer = self._recorder.writer
         ranking = self._recorder.checkpoints.ranking()
-        best = {"step": ranking[0].step, "valid_reward_mean": ranking[0].reward} if ranking else None
+        best = (
+            {"step": ranking[0].step, "valid_reward_mean": ranking[0].reward} if ranking else None
+        )
         writer.status("running", step=self._progress.step, best=best)
         parameters = self._policy.parameters()
         self._states.save(
@@ -405,7 +406,9 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
         requests.append(number)
 
-    previous = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {
+        number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
         yield lambda: bool(requests)
     finally:

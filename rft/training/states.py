@@ -94,6 +94,7 @@ def _read(path: Path) -> State:
 
 
 def _bytes(tensors: Mapping[str, Tensor]) -> bytes:
-    on_cpu = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+    on_cpu = {
+        name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()
+    }
     return save(on_cpu)
-

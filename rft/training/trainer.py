@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from rft.data import PromptStream
 from rft.job import ResolvedJob
@@ -102,7 +103,9 @@ class Trainer:
 
     def _collect(self, step: int, num_prompts: int) -> list[Group]:
         """Sample the next prompts of the stream, each group whole on one rank; all ranks get all groups."""
-        draws = [Draw(ordinal, self._prompts[row]) for ordinal, row in self.stream.take(num_prompts)]
+        draws = [
+            Draw(ordinal, self._prompts[row]) for ordinal, row in self.stream.take(num_prompts)
+        ]
         groups = self._collector.collect(self._ranks.share(draws), rollout_plan(self._job, step))
         return sorted(self._ranks.gather(groups), key=lambda group: group.ordinal)
 
@@ -119,5 +122,5 @@ def rollout_plan(job: ResolvedJob, step: int) -> RolloutPlan:
 def split(groups: Sequence[TrainingGroup], num_parts: int) -> list[Sequence[TrainingGroup]]:
     """Consecutive parts whose sizes differ by at most one; empty parts are left out."""
     bounds = [len(groups) * part // num_parts for part in range(num_parts + 1)]
-    parts = [groups[low:high] for low, high in zip(bounds, bounds[1:], strict=False)]
+    parts = [groups[low:high] for low, high in pairwise(bounds)]
     return [part for part in parts if part] or [groups]

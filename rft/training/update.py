@@ -63,7 +63,12 @@ class Updater:
     """Owns the optimizer of the policy's LoRA matrices."""
 
     def __init__(
-        self, job: ResolvedJob, policy: Policy, ranks: Ranks, total_steps: int, sampler_is_exact: bool
+        self,
+        job: ResolvedJob,
+        policy: Policy,
+        ranks: Ranks,
+        total_steps: int,
+        sampler_is_exact: bool,
     ):
         self._settings = job.engine.training
         self._temperature = job.engine.rollout.temperature
@@ -83,9 +88,7 @@ class Updater:
             policy.parameters(), self._settings.betas, self._settings.weight_decay
         )
 
-    def update(
-        self, step: int, groups: Sequence[TrainingGroup], anchors: Anchors | None
-    ) -> Update:
+    def update(self, step: int, groups: Sequence[TrainingGroup], anchors: Anchors | None) -> Update:
         """Change the policy by one AdamW step on the groups of all ranks.
 
         Where no group has a signal nothing changes, the optimizer's moments included.

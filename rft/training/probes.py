@@ -1,0 +1,188 @@
+"""Looking without training: check a job, measure a model, talk to it."""
+
+import resource
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rft.data import data_warnings
+from rft.job import Job, ModelSettings
+from rft.models import (
+    choose_device_and_dtype,
+    encode_prompts,
+    end_token_ids,
+    find_model,
+    load_model,
+    load_tokenizer,
+)
+from rft.models.loading import context_length
+from rft.policy import LoraShape, Policy, continued_policy, new_policy
+from rft.rollout.collect import Collector, Draw, RolloutPlan
+from rft.rollout.native import NativeSampler
+from rft.rollout.randomness import Purpose
+from rft.rollout.sampler import SampleRequest, SamplingSettings
+from rft.rollout.selftest import check_sampler
+from rft.rollout.transcribe import Transcriber
+from rft.runs.layout import RUNS_FOLDER
+from rft.training.evaluation import Evaluation
+from rft.training.evaluation import evaluate as run_evaluation
+from rft.training.metrics import evaluation_metrics
+from rft.training.ranks import Ranks
+from rft.training.setup import (
+    Workshop,
+    make_collector,
+    make_policy,
+    make_sampler,
+    open_workshop,
+    read_rows,
+)
+from rft.training.trainer import Trainer, rollout_plan
+from rft.training.update import Updater
+from rft.types import Example
+
+NUM_PROBED_PROMPTS = 16
+"""Training prompts that `rft validate --samples` looks at."""
+
+NUM_MEASURED_STEPS = 2
+
+
+def validate(
+    job: Job, samples: int | None, estimate: bool, runs_folder: Path = RUNS_FOLDER
+) -> dict[str, Any]:
+    """Check data, grader and model; with `samples`, what the untrained model earns; with `estimate`,
+    time and memory of the job from two measured steps. Raises UserError with all that is wrong."""
+    rows = read_rows(job)
+    source = find_model(job.model, runs_folder=runs_folder)
+    found: dict[str, Any] = {
+        "is_valid": True,
+        "model": {"name": source.name, "folder": str(source.folder)},
+        "num_training_rows": len(rows.train),
+        "num_validation_rows": len(rows.valid),
+        "warnings": data_warnings(rows.train, rows.valid),
+    }
+    if samples is None and not estimate:
+        return found
+    with ExitStack() as stack:
+        workshop = open_workshop(job, rows, runs_folder)
+        policy = make_policy(workshop)
+        sampler = make_sampler(workshop, policy)
+        collector, _ = make_collector(workshop.job, sampler, stack)
+        if samples is not None:
+            found["samples"] = _sampled(workshop, collector, samples)
+        if estimate:
+            ranks = Ranks(use_cpu=policy.device.type == "cpu")
+            stack.callback(ranks.close)
+            found["estimate"] = _estimated(workshop, policy, sampler, collector, ranks)
+    return found
+
+
+def evaluate(model: str, job: Job, runs_folder: Path = RUNS_FOLDER) -> dict[str, Any]:
+    """One evaluation of `model` (`base` = the job's own) on the job's validation rows."""
+    rows = read_rows(job)
+    if model != "base":
+        job = job.model_copy(update={"model": model})
+    with ExitStack() as stack:
+        workshop = open_workshop(job, rows, runs_folder)
+        ranks = Ranks(workshop.job.engine.model.device == "cpu")
+        stack.callback(ranks.close)
+        collector, _ = make_collector(
+            workshop.job, make_sampler(workshop, make_policy(workshop)), stack
+        )
+        evaluation = run_evaluation(0, workshop.job, workshop.valid_prompts, collector, ranks)
+    metrics = evaluation_metrics(evaluation, workshop.job.engine.evaluation.pass_threshold)
+    return {"model": model, "num_validation_rows": len(rows.valid), **metrics}
+
+
+def generate(
+    model: str,
+    prompt: str,
+    *,
+    greedy: bool = False,
+    temperature: float = 1.0,
+    max_tokens: int = 256,
+    seed: int = 0,
+    system: str | None = None,
+    runs_folder: Path = RUNS_FOLDER,
+) -> str:
+    """The answer of a model (base, adapter folder, RUN or RUN@step) to one user message."""
+    settings = ModelSettings()
+    source = find_model(model, runs_folder=runs_folder)
+    tokenizer = load_tokenizer(source, settings)
+    device, dtype = choose_device_and_dtype(settings)
+    base = load_model(source, settings, dtype, device)
+    messages = [{"role": "system", "content": system}] if system is not None else []
+    messages.append({"role": "user", "content": prompt})
+    (encoded,) = encode_prompts(
+        tokenizer,
+        [Example(0, tuple(messages), {})],
+        chat_template_kwargs={},
+        max_prompt_tokens=context_length(base.config) - max_tokens,
+        source_name="the prompt",
+    )
+    ends = end_token_ids(base.config, base.generation_config, tokenizer)
+    policy = (
+        continued_policy(base, source.adapter)
+        if source.adapter
+        else new_policy(base, LoraShape(1), 0)
+    )
+    sampler = NativeSampler(policy, Transcriber(tokenizer, ends), num_slots=1)
+    check_sampler(sampler, policy)
+    request = SampleRequest(encoded.token_ids, 1, seed, Purpose.GENERATE, 0, 0)
+    sampling = SamplingSettings(0.0 if greedy else temperature, 1.0, max_tokens)
+    (sampled,) = sampler.sample([request], sampling)
+    return sampled.completion.text
+
+
+def _sampled(workshop: Workshop, collector: Collector, num_samples: int) -> dict[str, Any]:
+    """What the untrained model earns on the first training prompts."""
+    prompts = workshop.train_prompts[:NUM_PROBED_PROMPTS]
+    draws = [Draw(index, prompt) for index, prompt in enumerate(prompts)]
+    sampling = rollout_plan(workshop.job, 1).sampling
+    plan = RolloutPlan(num_samples, workshop.job.seed, Purpose.TRAIN, 0, sampling)
+    groups = collector.collect(draws, plan)
+    evaluation = Evaluation(0, tuple(groups), seconds=0.0)
+    metrics = evaluation_metrics(evaluation, workshop.job.engine.evaluation.pass_threshold)
+    renamed = {key.replace("valid_", "", 1): value for key, value in metrics.items()}
+    renamed.pop("timing/evaluation")
+    dull = sum(not group.has_signal for group in groups)
+    return {
+        "num_prompts": len(groups),
+        "samples_per_prompt": num_samples,
+        **renamed,
+        "zero_signal_fraction": dull / len(groups),
+    }
+
+
+def _estimated(
+    workshop: Workshop, policy: Policy, sampler: NativeSampler, collector: Collector, ranks: Ranks
+) -> dict[str, Any]:
+    """Seconds and memory of the whole job, from two real steps and the share of an evaluation."""
+    job, total_steps = workshop.job, workshop.job.steps(len(workshop.train_prompts))
+    updater = Updater(job, policy, ranks, total_steps, sampler.is_exact)
+    trainer = Trainer(job, workshop.train_prompts, sampler, collector, updater, ranks)
+    records = [trainer.step(step) for step in range(1, NUM_MEASURED_STEPS + 1)]
+    measured = run_evaluation(0, job, workshop.valid_prompts[:8], collector, ranks)
+    per_step = sum(record.seconds["full_iteration"] for record in records) / len(records)
+    per_evaluation = measured.seconds * len(workshop.valid_prompts) / len(measured.groups)
+    num_evaluations = -(-total_steps // job.hyperparameters.eval_interval) + int(
+        job.engine.evaluation.at_start
+    )
+    return {
+        "total_steps": total_steps,
+        "seconds_per_step": per_step,
+        "num_evaluations": num_evaluations,
+        "seconds_per_evaluation": per_evaluation,
+        "total_seconds": total_steps * per_step + num_evaluations * per_evaluation,
+        "peak_memory_bytes": peak_memory_bytes(policy.device),
+    }
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Most memory held so far: of the device on CUDA, of this process otherwise."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
