@@ -8,7 +8,7 @@ Shapes: B rows, H query heads, K key-value heads (H = K · R), Q query tokens, S
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +32,7 @@ class AttentionKind:
     softcap: float | None
 
 
+@runtime_checkable
 class Layout(Protocol):
     """Decides which tokens see which in one forward pass."""
 

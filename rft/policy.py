@@ -60,7 +60,7 @@ class Policy:
         self.head: Head = read_head(base)
         self.device: torch.device = self.head.weight.device
         if gradient_checkpointing:
-            base.gradient_checkpointing_enable({"use_reentrant": False})
+            base.activation_checkpointing_enable({"use_reentrant": False})
         self.model.eval()
 
     @property

@@ -46,7 +46,7 @@ def launch(
     newest = newest_run(job.suffix, RUNS_FOLDER)
     folder = run_dir or (newest if resume or newest != before else None)
     status = read_document(RunFolder(folder).state).get("status") if folder else None
-    if False:
+    if status in STATUS_CODES:
         return STATUS_CODES[status]
     if code == 2:
         return code
@@ -80,8 +80,8 @@ def _accelerate(arguments: Sequence[str], processes: int) -> tuple[int, int] | N
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    # the launcher logs each child's failure with a box of its own
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    # the launcher logs each failure with a box of its own; this process has nothing else to log
+    logging.disable(logging.ERROR)
     options = ["--multi_gpu", "--num_machines", "1", "--num_processes", str(processes)]
     quiet = ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
     parser: Any = accelerate_launch.launch_command_parser()

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from rft.cli.output import Screen
 from rft.cli.text import decimal, duration, shorten, signed
+from rft.runs.documents import read_lines
+from rft.runs.layout import RunFolder
 
 if TYPE_CHECKING:
     from rft.training.report import Outcome
@@ -46,6 +48,7 @@ class LiveReport:
         if facts.get("run_folder"):
             self.run_folder = Path(facts["run_folder"])
             self._screen.line(f"run  {self.run_folder}", style="bold")
+            self._recall(self.run_folder)
         self._total_steps = facts.get("total_steps")
         shown = [
             f"{name.removeprefix('num_').replace('_', ' ')} {_fact(facts[name])}"
@@ -82,10 +85,17 @@ class LiveReport:
 
     def finished(self, outcome: "Outcome") -> None:
         self.outcome = outcome
-        # a failure is told by the exception that follows
-        if outcome.status != "failed":
-            self._screen.line()
-            self._screen.line(f"{outcome.status}: {outcome.message}", style="bold")
+        self._screen.line()
+
+    def _recall(self, folder: Path) -> None:
+        """What a resumed run had earned before."""
+        rewards = {
+            row.get("step"): row["valid_reward_mean"]
+            for row in read_lines(RunFolder(folder).metrics)
+            if row.get("valid_reward_mean") is not None
+        }
+        self._baseline = rewards.get(0)
+        self._best = max(rewards.values(), default=None)
 
     def _remaining(self, metrics: Mapping[str, Any]) -> float | None:
         """Seconds to the end at the pace of the last steps, evaluations included."""
@@ -111,7 +121,7 @@ def step_line(metrics: Mapping[str, Any], total_steps: int | None, remaining: fl
         parts.append(f"cut off {truncated:.0%}")
     if (speed := metrics.get("timing/sampling_tokens_per_second")) is not None:
         parts.append(f"{speed:,.0f} tok/s")
-    if (seconds := metrics.get("timing/step")) is not None:
+    if (seconds := metrics.get("timing/full_iteration")) is not None:
         parts.append(duration(seconds))
     if remaining:
         parts.append(f"ETA {duration(remaining)}")

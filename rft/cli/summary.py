@@ -101,6 +101,8 @@ def _result(run: Run, comparison: Comparison | None) -> list[str]:
         if gain and comparison is not None and comparison.standard_error is not None:
             gain += f" ± {decimal(comparison.standard_error)}"
         lines.append(f"best      {decimal(best.valid_reward_mean)}  at step {best.step}{gain}")
+        if 0 in rewards and (best.valid_reward_mean or 0.0) <= rewards[0]:
+            lines.append("          no checkpoint beats the model it started from")
     if comparison is not None and comparison.rows:
         lines.append(
             f"          {comparison.num_better} rows better, {comparison.num_worse} worse, "

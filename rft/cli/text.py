@@ -29,11 +29,14 @@ def shorten(text: str, width: int) -> str:
 
 
 def indented(text: str, indent: str, width: int, max_lines: int) -> list[str]:
-    """The text wrapped below `width` characters, each line indented; the rest is cut."""
+    """The text wrapped below `width` characters, each line indented; the rest is cut.
+
+    Empty lines are left out.
+    """
     lines = [
         part
         for line in clean(text).strip().split("\n")
-        for part in (textwrap.wrap(line, max(20, width - len(indent))) or [""])
+        for part in textwrap.wrap(line, max(20, width - len(indent)))
     ]
     shown = lines[:max_lines]
     if len(lines) > max_lines:

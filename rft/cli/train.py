@@ -13,7 +13,7 @@ from rft.cli.output import Json, Reply, Screen, stdout_screen
 from rft.cli.probe import JobFile, Overrides
 from rft.cli.summary import summary_lines
 from rft.errors import PausedError, RftError
-from rft.runs.layout import RunFolder
+from rft.runs.layout import RunFolder, refuse_existing
 from rft.runs.reader import Run
 
 if TYPE_CHECKING:
@@ -52,6 +52,8 @@ def train(
     job = load_job(job_file, overrides or ())
     from rft.cli import launch
 
+    if not launch.is_launched():
+        refuse_existing(run_dir, resume)
     if processes > 1 and not launch.is_launched():
         arguments = _child_arguments(job_file, overrides or [], run_dir, resume, as_json)
         return launch.launch(job, arguments, processes, run_dir, resume)

@@ -4,7 +4,7 @@ import time
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol, Self
+from typing import Literal, Protocol, Self, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -30,6 +30,7 @@ class GradingSettings:
     """Rewards become 1 or 0 by the grader's `pass_threshold`, where it has one."""
 
 
+@runtime_checkable
 class Grader(Protocol):
     """Turns samples into grades; safe to call from several threads; `grade` never raises."""
 

@@ -62,8 +62,11 @@ def read_wordnet_file(folder: Path, name: str) -> bytes:
 @cache
 def load_wordnet(folder: Path) -> Any:
     """nltk's reader over the data: a second and some 100 MB, once per process."""
+    import nltk.data
     from nltk.corpus.reader.wordnet import WordNetCorpusReader
     from nltk.data import SeekableUnicodeStreamReader
+
+    nltk.data.path.append(str(folder))  # nltk reads corpora in the folders listed there only
 
     class Reader(WordNetCorpusReader):  # type: ignore[misc]
         def open(self, file: str) -> Any:

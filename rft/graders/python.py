@@ -97,15 +97,21 @@ def source_problem(source: str, where: str) -> Problem | None:
             compile(source, "grader.py", "exec", dont_inherit=True)
             binds_grade = defines_grade(source)
     except SyntaxError as error:
-        line = (error.text or "").strip()
-        what = f"line {error.lineno}, column {error.offset}: {error.msg}: {line[:80]!r}"
-        return Problem(what, where, "mend the Python source")
+        return Problem(syntax_words(error, source), where, "mend the Python source")
     except (ValueError, RecursionError, MemoryError) as error:
         return Problem(f"the source cannot be compiled: {error}", where, "mend the Python source")
     if not binds_grade:
         what = "the source defines no function grade at its top level"
         return Problem(what, where, "define `def grade(sample, item)` that returns a number")
     return signature_problem(tree, where)
+
+
+def syntax_words(error: SyntaxError, source: str) -> str:
+    """What is wrong, where in the source, and the line seen there."""
+    if error.lineno is None:
+        return f"the source cannot be compiled: {error.msg}"
+    line = "".join(source.split("\n")[error.lineno - 1 : error.lineno]).strip()
+    return f"line {error.lineno}, column {error.offset}: {error.msg}: {line[:80]!r}"
 
 
 def defines_grade(source: str) -> bool:

@@ -7,6 +7,7 @@ Each end of the socket sends frames: a length of four bytes, then JSON.
 
 import contextlib
 import json
+import math
 import os
 import shutil
 import signal
@@ -25,6 +26,7 @@ WORKER_FILE = Path(__file__).with_name("sandbox_worker.py")
 GRACE_SECONDS = 10.0
 """How much longer than its own time limit a worker may stay silent before it is given up."""
 MAX_REPLY_BYTES = 1 << 20
+REPLY_KINDS = ("started", "ready", "source", "reward", "fault", "timeout", "memory")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,9 @@ class Outcome:
     details: str = ""
 
 
+CLOSED = Outcome("sandbox", details="the grader is closed")
+
+
 class Sandbox:
     """A pool of workers for one source; `run` may be called from several threads."""
 
@@ -61,25 +66,17 @@ class Sandbox:
 
     def run(self, request: bytes) -> Outcome:
         """Grades one request; never raises for what the source does."""
-        while True:
-            try:
-                worker = self._take()
-            except SourceFailed as failure:
-                return failure.outcome
-            except OSError as error:
-                return Outcome("sandbox", details=f"no grading process could be started: {error}")
-            is_fresh = worker.num_graded == 0
-            try:
-                outcome = worker.run(request)
-            except (OSError, EOFError, ValueError) as error:
-                epitaph = self._epitaph(worker, error)
-                self._discard(worker)
-                # An earlier sample may have broken a used worker; this one must not suffer for it.
-                if is_fresh or self._is_closed:
-                    return Outcome("sandbox", details=epitaph)
-            else:
-                self._give_back(worker)
-                return outcome
+        try:
+            worker = self._take()
+            outcome = self._ask(worker, request)
+            # An earlier sample may have broken a used worker; this one must not suffer for it.
+            if outcome.kind == "sandbox" and worker.num_graded > 0 and not self._is_closed:
+                outcome = self._ask(self._start(), request)
+        except NoWorker as failure:
+            return failure.outcome
+        except OSError as error:
+            return Outcome("sandbox", details=f"no grading process could be started: {error}")
+        return outcome
 
     def close(self) -> None:
         """Ends all workers, those at work too."""
@@ -104,30 +101,41 @@ class Sandbox:
     def _take_idle(self) -> "Worker | None":
         with self._lock:
             if self._is_closed:
-                raise OSError("the grader is closed")
+                raise NoWorker(CLOSED)
             return self._idle.pop() if self._idle else None
 
     def _start(self) -> "Worker":
         """A new worker; a source that failed once is not run again, as it would fail again."""
         with self._lock:
             if self._source_fault is not None:
-                raise SourceFailed(self._source_fault)
+                raise NoWorker(self._source_fault)
         worker = Worker(self._limits)
         with self._lock:
             self._workers.add(worker)
-        failure = worker.load(self._source)
+            is_closed = self._is_closed
+        failure = CLOSED if is_closed else worker.load(self._source)
         if failure is None:
             return worker
         self._discard(worker)
         with self._lock:
-            if failure.kind == "source" and not self._is_closed:
+            if self._is_closed:
+                failure = CLOSED
+            if failure.kind == "source":
                 self._source_fault = failure
-        raise SourceFailed(failure)
+        raise NoWorker(failure)
 
-    def _give_back(self, worker: "Worker") -> None:
+    def _ask(self, worker: "Worker", request: bytes) -> Outcome:
+        """One request to one worker, which is kept unless it fails."""
+        try:
+            outcome = worker.run(request)
+        except (OSError, EOFError, ValueError) as error:
+            words = f"the grading process failed: {error}{worker.exit_words()}"
+            self._discard(worker)
+            return CLOSED if self._is_closed else Outcome("sandbox", details=words)
         with self._lock:
             if not self._is_closed:
                 self._idle.append(worker)
+        return outcome
 
     def _discard(self, worker: "Worker") -> None:
         with self._lock:
@@ -135,14 +143,9 @@ class Sandbox:
         worker.hang_up()
         worker.end()
 
-    def _epitaph(self, worker: "Worker", error: Exception) -> str:
-        if self._is_closed:
-            return "the grader was closed"
-        return f"the grading process failed: {error}{worker.exit_words()}"
 
-
-class SourceFailed(Exception):
-    """A worker could not be made ready; holds the outcome of every sample that needed it."""
+class NoWorker(Exception):
+    """There is no worker to ask; holds the outcome of the sample that needed one."""
 
     def __init__(self, outcome: Outcome):
         super().__init__(outcome.details)
@@ -201,8 +204,11 @@ class Worker:
         """One sample; raises OSError, EOFError or ValueError when the worker fails."""
         self._send(request)
         reply = self._receive()
+        reward = float(reply.get("reward", 0.0))
+        if not math.isfinite(reward):
+            raise ValueError(f"it sent the reward {reward}")
         self.num_graded += 1
-        return Outcome(reply["kind"], reply.get("reward", 0.0), reply.get("details", ""))
+        return Outcome(reply["kind"], reward, reply.get("details", ""))
 
     def is_alive(self) -> bool:
         return self._process.poll() is None
@@ -242,7 +248,9 @@ class Worker:
         (length,) = struct.unpack(">I", self._receive_exactly(4, deadline))
         if length > MAX_REPLY_BYTES:
             raise ValueError(f"a reply of {length} bytes")
-        reply: dict[str, Any] = json.loads(self._receive_exactly(length, deadline))
+        reply = json.loads(self._receive_exactly(length, deadline))
+        if not isinstance(reply, dict) or reply.get("kind") not in REPLY_KINDS:
+            raise ValueError("it sent no reply")
         return reply
 
     def _receive_exactly(self, num_bytes: int, deadline: float) -> bytes:

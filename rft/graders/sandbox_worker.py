@@ -125,7 +125,8 @@ def load(source: str) -> tuple[Grade | None, str]:
     """The grade function, or None and what went wrong."""
     module = ModuleType("grader")
     sys.modules["grader"] = module
-    linecache.cache[FILE_NAME] = (len(source), None, source.splitlines(keepends=True), FILE_NAME)
+    lines = [line + "\n" for line in source.split("\n")]
+    linecache.cache[FILE_NAME] = (len(source), None, lines, FILE_NAME)
     try:
         exec(compile(source, FILE_NAME, "exec", dont_inherit=True), module.__dict__)
         grade: Grade = module.__dict__["grade"]

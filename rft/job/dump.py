@@ -20,6 +20,8 @@ class _Dumper(yaml.SafeDumper):
 
     def represent_str(self, data: str) -> yaml.ScalarNode:
         style = "|" if "\n" in data else None
+        if any(line_break in data for line_break in "\x85\u2028\u2029"):
+            style = '"'
         return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
 
     yaml_representers: ClassVar[Any] = {**yaml.SafeDumper.yaml_representers, str: represent_str}

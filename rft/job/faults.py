@@ -70,7 +70,9 @@ def shown(value: Any) -> str:
     if isinstance(value, str):
         text = value if len(value) <= MAX_VALUE_SHOWN else value[:MAX_VALUE_SHOWN] + "…"
         return f"the text {text!r}"
-    return f"a list of {len(value)}" if isinstance(value, list) else f"a mapping of {len(value)}"
+    if isinstance(value, list):
+        return f"a list of {len(value)} values"
+    return f"a mapping of {len(value)} keys"
 
 
 def _unknown_key(path: KeyPath, legal: Sequence[str], root: Schema) -> Fault:

@@ -110,7 +110,8 @@ def _compose(text: str, source: str) -> yaml.Node:
         raise _unreadable(error, text, source) from error
     except (ValueError, OverflowError) as error:  # an escape such as "\\U99999999"
         place = Place(False, loader.line + 1, loader.column + 1, source)
-        raise _Unreadable(f"not valid YAML: {error}", "mend the escape", place) from error
+        what = "not valid YAML: this escape stands for no character"
+        raise _Unreadable(what, "mend the escape", place) from error
     finally:
         loader.dispose()
     if node is None or (node.tag == f"{_TAG}null" and not node.value):
@@ -169,7 +170,8 @@ class _Builder:
         self.num_values += 1
         if self.num_values > MAX_VALUES or len(path) > MAX_DEPTH:
             what = f"the aliases expand to more than {MAX_VALUES} values or {MAX_DEPTH} levels"
-            raise _Unreadable(what, "write the values out", self.place(node))
+            place = self.keys.get(path[:1], self.place(node))
+            raise _Unreadable(what, "write the values out", place)
         self.values[path] = self.place(node)
         if any(node is open_node for open_node in self.open_nodes):
             self.fault(path, node, "an alias stands inside its own anchor", "write the values out")

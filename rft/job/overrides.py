@@ -6,7 +6,7 @@ from typing import Any
 from rft.job.marked import MAX_DEPTH, read_marked
 from rft.job.places import Fault, KeyPath, Marked, Place, dotted
 
-MAX_SHOWN = 60
+MAX_SHOWN = 100
 """Characters of an override that an error repeats."""
 
 

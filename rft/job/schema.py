@@ -97,7 +97,8 @@ def wanted(schema: Schema, root: Schema) -> str:
         case "array":
             return _list(schema, root)
         case "object":
-            return "a mapping" + _size(schema, "Properties")
+            size = _size(schema, "Properties")
+            return f"a mapping{size} keys" if size else "a mapping"
     return "a mapping with a `type`" if "oneOf" in schema else "a value"
 
 
@@ -149,11 +150,9 @@ def _text_limits(schema: Schema) -> str:
 
 def _list(schema: Schema, root: Schema) -> str:
     if "prefixItems" in schema:
-        return (
-            f"a list of {len(schema['prefixItems'])}: each {wanted(schema['prefixItems'][0], root)}"
-        )
-    inner = wanted(schema["items"], root) if schema.get("items") else "values"
-    return f"a list{_size(schema, 'Items') or ' of'} {inner}"
+        entries = schema["prefixItems"]
+        return f"a list of {len(entries)}, each entry {wanted(entries[0], root)}"
+    return f"a list{_size(schema, 'Items')}, each entry {wanted(schema.get('items', {}), root)}"
 
 
 def _size(schema: Schema, kind: str) -> str:

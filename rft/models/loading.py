@@ -153,11 +153,14 @@ def _four_bit(device: str) -> BitsAndBytesConfig:
 
 
 def _unreadable(what: str, source: ModelSource, error: BaseException) -> ModelError:
-    said = " ".join(str(error).split())[:300]
+    said = " ".join(str(error).split())
+    remedy = "see that the folder is complete and holds a causal language model"
+    if "trust_remote_code" in said:
+        remedy = "if you trust its Python files, set engine.model.trust_remote_code=true"
     return ModelError(
-        f"cannot read {what} of {source.name}: {type(error).__name__}: {said}",
+        f"cannot read {what} of {source.name}: {type(error).__name__}: {said[:300]}",
         where=str(source.folder),
-        remedy="see that the folder is complete and holds a causal language model",
+        remedy=remedy,
     )
 
 

@@ -12,7 +12,7 @@ from rft.models.builtin import BUILTIN_MODELS, builtin_folder
 from rft.models.gguf import converted_folder
 from rft.models.hub import hub_folder
 from rft.runs.layout import RunFolder
-from rft.runs.reader import adapter_folder, split_reference
+from rft.runs.reader import adapter_folder, list_runs, split_reference
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -57,7 +57,7 @@ def _locate(name: str, runs_folder: Path, asked_by: Path | None = None) -> tuple
     if builtin := BUILTIN_MODELS.get(name):
         return builtin_folder(builtin), name
     path = Path(name).expanduser()
-    if path.is_dir() and not RunFolder(path).is_run:
+    if name and path.is_dir() and not RunFolder(path).is_run:
         return path.absolute(), str(path.absolute())
     if path.is_file():
         if path.suffix.lower() != ".gguf":
@@ -68,7 +68,7 @@ def _locate(name: str, runs_folder: Path, asked_by: Path | None = None) -> tuple
             )
         return converted_folder(path), str(path.absolute())
     run = split_reference(name)[0]
-    if any(RunFolder(parent / run).is_run for parent in (Path(), runs_folder)):
+    if run and any(RunFolder(parent / run).is_run for parent in (Path(), runs_folder)):
         folder = adapter_folder(name, runs_folder)
         return folder, str(folder.absolute())
     if HUB_ID.fullmatch(name) and not name.endswith(".gguf"):
@@ -77,16 +77,28 @@ def _locate(name: str, runs_folder: Path, asked_by: Path | None = None) -> tuple
 
 
 def _not_found(name: str, runs_folder: Path, asked_by: Path | None) -> ModelError:
-    runs = [path.name for path in runs_folder.iterdir()] if runs_folder.is_dir() else []
-    parent = Path(name).expanduser().parent
-    beside = [str(parent / path.name) for path in parent.iterdir()] if parent.is_dir() else []
-    near = difflib.get_close_matches(name, [*BUILTIN_MODELS, *runs, *beside], n=1)
-    tried = f"no built-in model, folder, GGUF file or run under {runs_folder}/ has that name"
+    known = [*BUILTIN_MODELS, *(run.name for run in list_runs(runs_folder)), *_models_beside(name)]
+    near = difflib.get_close_matches(name, known, n=1)
     return ModelError(
-        f"no model {name!r}: {tried}, and a hub id reads owner/name",
+        f"no model {name!r}: no built-in model, folder, GGUF file or run below {runs_folder} has"
+        " that name, and a hub id reads owner/name",
         where=str(asked_by / "adapter_config.json") if asked_by else "model",
         remedy=f"did you mean {near[0]!r}?" if near else f"try {next(iter(BUILTIN_MODELS))}",
     )
+
+
+def _models_beside(name: str) -> list[str]:
+    """The models in the folder where that path would lie, as paths of the same kind."""
+    parent = Path(name).expanduser().parent
+    try:
+        entries = list(parent.iterdir())
+    except (OSError, ValueError):
+        return []
+    return [
+        str(entry)
+        for entry in entries
+        if entry.suffix == ".gguf" or (entry / "config.json").is_file() or _is_adapter(entry)
+    ]
 
 
 def _is_adapter(folder: Path) -> bool:

@@ -1,13 +1,17 @@
-"""How many rows a linear layer needs on this machine before a row stops depending on the row count."""
+"""From how many rows on a row's arithmetic stops depending on its neighbours, on this machine."""
 
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from rft.head import Head
+from rft.rollout.slots import LENGTH_BUCKET, grouped_attention
+
+EXAMINED_BUCKETS = 8
+"""Attention lengths are examined up to this many buckets."""
 
 ROW_MULTIPLE = 4
 """Row counts are multiples of this; only those are examined."""
@@ -27,7 +31,8 @@ class RowInvariance:
 
 
 def row_invariance(model: PreTrainedModel, head: Head, num_slots: int) -> RowInvariance:
-    """Run each distinct matrix of the model at every row count and compare the rows bit by bit.
+    """Run each distinct matrix of the model at every row count, and attention at several row counts and
+    lengths, and compare the rows bit by bit.
 
     Only a float32 model on the CPU is examined; elsewhere kernels choose by shape and nothing is promised.
     """
@@ -37,9 +42,39 @@ def row_invariance(model: PreTrainedModel, head: Head, num_slots: int) -> RowInv
         return RowInvariance(ROW_MULTIPLE, is_bitwise=False)
     counts = range(ROW_MULTIPLE, max(num_slots, 16) + ROW_MULTIPLE, ROW_MULTIPLE)
     unsafe = max(_largest_unsafe_count(weight, counts) for weight in weights)
-    if unsafe + ROW_MULTIPLE > counts[-1]:
+    if unsafe == counts[-1] or not _attention_is_invariant(model.config, counts):
         return RowInvariance(ROW_MULTIPLE, is_bitwise=False)
     return RowInvariance(unsafe + ROW_MULTIPLE, is_bitwise=True)
+
+
+@torch.inference_mode()
+def _attention_is_invariant(config: PretrainedConfig, counts: range) -> bool:
+    """Whether a decoding row's attention is the same beside fewer or shorter neighbours."""
+    config = config.get_text_config()
+    num_heads = config.num_attention_heads
+    num_kv_heads = getattr(config, "num_key_value_heads", None) or num_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // num_heads
+    generator = torch.Generator().manual_seed(0)
+
+    def noise(*shape: int) -> Tensor:
+        return torch.randn(counts[-1], num_kv_heads, *shape, generator=generator)
+
+    capacity = EXAMINED_BUCKETS * LENGTH_BUCKET
+    query = noise(num_heads // num_kv_heads, width)
+    keys, values = noise(capacity, width), noise(capacity, width)
+    seen = torch.arange(capacity) < LENGTH_BUCKET // 2
+    bias = torch.zeros(counts[-1], 1, 1, capacity).masked_fill(~seen, float("-inf"))
+
+    def attend(rows: int, length: int) -> Tensor:
+        seen_keys, seen_values = (tensor[:rows, :, :length] for tensor in (keys, values))
+        return grouped_attention(
+            query[:rows], seen_keys, seen_values, bias[:rows, ..., :length], None
+        )
+
+    full = attend(counts[-1], capacity)
+    lengths = range(LENGTH_BUCKET, capacity + 1, LENGTH_BUCKET)
+    sizes = [(rows, length) for rows in (counts[0], counts[-1]) for length in lengths]
+    return all(torch.equal(attend(*size), full[: size[0]]) for size in sizes)
 
 
 def _distinct_weights(model: PreTrainedModel, head: Head) -> list[Tensor]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from rft.rollout.randomness import Purpose
 from rft.types import Completion
@@ -44,6 +44,7 @@ class Sampled:
     completion: Completion
 
 
+@runtime_checkable
 class Sampler(Protocol):
     """Draws completions from the policy as it was at the last `refresh`."""
 

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from rft.attention import AttentionKind, causal_visibility, masked_attention
 
-LENGTH_BUCKET = 8
-"""Key lengths are rounded up to this, so that attention's arithmetic does not depend on neighbours."""
+LENGTH_BUCKET = 32
+"""Key lengths are rounded up to this: matrix kernels switch with the size of the product, and a row must
+not see through its arithmetic how long its neighbours are."""
 
 
 class Prefill:
@@ -72,14 +73,10 @@ class Slots:
         keys[self._rows[:num_rows], :, self._positions] = key[:, :, 0]
         values[self._rows[:num_rows], :, self._positions] = value[:, :, 0]
         seen_keys, seen_values = (store[:num_rows, :, : self._length] for store in (keys, values))
-        num_kv_heads = seen_keys.shape[1]
-        grouped = (query * kind.scaling).view(num_rows, num_kv_heads, -1, width)
-        scores = grouped @ seen_keys.transpose(-1, -2)  # (B, K, R, length)
-        if kind.softcap is not None:
-            scores = kind.softcap * torch.tanh(scores / kind.softcap)
-        scores = scores.float() + self._visibility_bias(kind.sliding_window)
-        weights = scores.softmax(-1).to(seen_values.dtype)
-        return (weights @ seen_values).view(num_rows, num_heads, 1, -1)
+        grouped = (query * kind.scaling).view(num_rows, seen_keys.shape[1], -1, width)
+        bias = self._visibility_bias(kind.sliding_window)
+        output = grouped_attention(grouped, seen_keys, seen_values, bias, kind.softcap)
+        return output.view(num_rows, num_heads, 1, -1)
 
     def _visibility_bias(self, window: int | None) -> Float[Tensor, "B 1 1 length"]:
         if window not in self._bias:
@@ -90,3 +87,18 @@ class Slots:
             bias = torch.zeros(visible.shape, device=visible.device)
             self._bias[window] = bias.masked_fill(~visible, float("-inf"))[:, None, None]
         return self._bias[window]
+
+
+def grouped_attention(
+    query: Float[Tensor, "B K R D"],
+    keys: Float[Tensor, "B K L D"],
+    values: Float[Tensor, "B K L W"],
+    bias: Float[Tensor, "B 1 1 L"],
+    softcap: float | None,
+) -> Float[Tensor, "B K R W"]:
+    """One query token per row against its slot, without repeating keys for the heads that share them."""
+    scores = query @ keys.transpose(-1, -2)  # (B, K, R, L)
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    weights = (scores.float() + bias).softmax(-1).to(values.dtype)
+    return weights @ values

@@ -5,6 +5,8 @@ import platform
 from importlib import metadata
 from typing import Any
 
+from rft import __version__
+
 LIBRARIES = (
     "torch",
     "transformers",
@@ -29,7 +31,7 @@ def environment(**facts: Any) -> dict[str, Any]:
     """Versions, platform and processor, and the `facts` of whoever trains: device, world size …"""
     return {
         "python": platform.python_version(),
-        "rft": _version("rft"),
+        "rft": __version__,
         "libraries": {name: version for name in LIBRARIES if (version := _version(name))},
         "platform": platform.platform(),
         "processor": _processor(),

@@ -149,13 +149,18 @@ def choose_run_folder(suffix: str, run_dir: Path | None, resume: bool, parent: P
             return RunChoice(run_dir, "start")
         except FileExistsError:
             pass
-    if not resume:
+    refuse_existing(run_dir, resume)
+    return _reopened(run_dir)
+
+
+def refuse_existing(run_dir: Path | None, resume: bool) -> None:
+    """Raise RunError when a named run folder is there already and is not to be resumed."""
+    if run_dir is not None and not resume and os.path.lexists(run_dir):
         raise RunError(
             "the run folder exists already",
             where=str(run_dir),
             remedy="add --resume to go on with that run, or name a folder that does not exist yet",
         )
-    return _reopened(run_dir)
 
 
 def _reopened(folder: Path) -> RunChoice:

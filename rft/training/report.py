@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,7 @@ class Outcome:
     """Why it ended, in a sentence."""
 
 
+@runtime_checkable
 class Report(Protocol):
     """A watcher; it may show or ignore what it is told, never change it."""
 

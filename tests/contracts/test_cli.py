@@ -223,6 +223,29 @@ def test_a_missing_job_is_refused_before_any_process_starts(
         assert "nowhere.yaml" in capsys.readouterr().err
 
 
+def test_an_existing_run_folder_is_refused_before_a_model_is_loaded(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "job.yaml", "--run-dir", "runs/a-1"]) == 2
+    assert capsys.readouterr().err == (
+        "error: the run folder exists already (runs/a-1) → add --resume to go on with that run, "
+        "or name a folder that does not exist yet\n"
+    )
+
+
+def test_a_resumed_run_remembers_its_baseline(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = LiveReport(Screen(sys.stdout))
+    report.started({"run_folder": "runs/a-1", "total_steps": 4})
+    report.evaluated(3, {"valid_reward_mean": 0.7})
+    report.evaluated(4, {"valid_reward_mean": 0.8})
+    assert capsys.readouterr().out.splitlines()[2:] == [
+        "evaluation at step 3: valid reward 0.700 (+0.450)",
+        "evaluation at step 4: valid reward 0.800 (+0.550)  best so far",
+    ]
+
+
 @pytest.mark.parametrize(
     ("content", "place"),
     [
@@ -495,7 +518,7 @@ def test_a_step_is_one_line() -> None:
         "rollout/zero_signal_groups": 2,
         "rollout/groups": 8,
         "rollout/truncated_fraction": 0.125,
-        "timing/step": 4.21,
+        "timing/full_iteration": 4.21,
         "timing/sampling_tokens_per_second": 1234.5,
     }
     assert step_line(metrics, 120, 440.0) == (

@@ -3,9 +3,9 @@
 from typing import Any
 
 import pytest
-from job_text import JOB, parse
 
 from rft.errors import JobError
+from tests.unit.job.job_text import JOB, parse
 
 DEFAULTS: dict[str, Any] = {
     "model": "smollm2-135m-instruct",

@@ -1,9 +1,9 @@
 """Dotted overrides laid over a document."""
 
 import pytest
-from job_text import JOB, parse
 
 from rft.errors import JobError
+from tests.unit.job.job_text import JOB, parse
 
 
 def test_an_override_makes_the_sections_the_file_leaves_out() -> None:

@@ -28,7 +28,7 @@ ROPE_BASE = 500000.0
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache folder of the test's own, and no network."""
     monkeypatch.setenv("RFT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+
     return tmp_path / "cache" / "models"
 
 
@@ -115,7 +115,9 @@ def build_tokenizer() -> Callable[..., PreTrainedTokenizerFast]:
     """A byte-level tokenizer, one token a character, with the given template and added tokens."""
 
     def build(
-        chat_template: str | None = CHATML, special: tuple[str, ...] = (), plain: tuple[str, ...] = ()
+        chat_template: str | None = CHATML,
+        special: tuple[str, ...] = (),
+        plain: tuple[str, ...] = (),
     ) -> PreTrainedTokenizerFast:
         vocabulary = {token: index for index, token in enumerate(VOCABULARY)}
         backend = Tokenizer(BPE(vocabulary, [("a", "b")]))
