@@ -2,6 +2,7 @@
 
 import csv
 import math
+import os
 import re
 from collections.abc import Iterator
 from datetime import date, datetime, time
@@ -22,8 +23,8 @@ def read_rows(source: str, field: str) -> Iterator[Row]:
     """
     if source.startswith("hf://"):
         return _hub_rows(source, field)
-    path, name = Path(source).expanduser(), shown(source)
-    if path.is_dir():
+    path, name = Path(os.path.expanduser(source)), shown(source)
+    if os.path.isdir(path):
         return _saved_rows(path, name, field)
     _check_readable(path, name, field)
     if path.suffix.lower() == ".parquet":

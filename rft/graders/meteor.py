@@ -72,6 +72,9 @@ def load_wordnet(folder: Path) -> Any:
         def open(self, file: str) -> Any:
             return SeekableUnicodeStreamReader(BytesIO(read_wordnet_file(folder, file)), "utf8")
 
+        def map_wn(self, version: str = "wordnet") -> None:
+            """Nothing to map: this is WordNet 3.0 itself, which nltk would look for elsewhere."""
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that it speaks English only
         return Reader(str(folder), None)

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 import yaml
 
 from rft.job.document import Job
-from rft.job.marked import RESOLVERS
+from rft.job.scalars import RESOLVERS
 
 _IMPLICIT = {**yaml.SafeDumper.yaml_implicit_resolvers, None: RESOLVERS}
 

@@ -1,13 +1,14 @@
 """Pydantic's complaints about a job document → faults a person can act on."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
-from rft.job.marked import NUMBER
 from rft.job.places import Fault, KeyPath, dotted
+from rft.job.scalars import NUMBER
 from rft.job.schema import (
     Schema,
     accepts,
@@ -26,37 +27,35 @@ MAX_VALUE_SHOWN = 50
 def faults_of(error: ValidationError, document: Any) -> list[Fault]:
     """One fault for each place pydantic complains about, however many union members complained."""
     root = json_schema()
+    homes = {str(path[-1]): path for path in reversed(list(key_paths(root, root)))}
     faults: dict[KeyPath, Fault] = {}
-    for detail in error.errors(include_url=False):
-        path, schema = follow(root, detail["loc"], document)
-        kind = detail["type"]
-        if detail["loc"][-1:] == ("[key]",):
-            what = (
-                f"the key `{str(path[-1])[:MAX_VALUE_SHOWN]}…` in {dotted(path[:-1])} is not legal"
-            )
-            faults[path] = Fault(path, what, detail["msg"].replace("String", "a key"))
-        elif kind == "extra_forbidden":
-            parent = follow(root, detail["loc"][:-1], document)[1]
-            path = (*path, detail["loc"][-1]) if path[-1:] != detail["loc"][-1:] else path
-            faults[path] = _unknown_key(path, legal_keys(parent), root)
-        elif kind == "missing" and isinstance(detail["loc"][-1], str):
-            meaning = " ".join(schema.get("description", "").split()).split(". ")[0].rstrip(".")
-            remedy = f"add `{path[-1]}: …`: {meaning or wanted(schema, root)}"
-            faults.setdefault(path, Fault(path, f"`{dotted(path)}` is missing", remedy))
-        elif kind in ("union_tag_invalid", "union_tag_not_found"):
-            faults[path] = _wrong_type(path, _at(document, path), schema)
-        elif kind in ("value_error", "assertion_error"):
-            message = detail["msg"].split(", ", 1)[-1]
-            faults.setdefault(path, Fault(path, f"{dotted(path)}: {message}", ""))
-        else:
-            faults.setdefault(path, _ill_formed(path, _at(document, path), schema, root))
-    return [fault for path, fault in faults.items() if not _has_inner(path, faults)]
+    for detail in error.errors(include_url=False, include_input=False):
+        fault = _fault(detail, root, homes, document)
+        faults[fault.path] = fault
+    outer = {path[:length] for path in faults for length in range(len(path))}
+    return [fault for path, fault in faults.items() if path not in outer]
 
 
-def nearest(name: str, legal: Sequence[str]) -> str:
-    """The remedy for a misspelt name: the nearest legal one, or all of them."""
-    close = get_close_matches(name, legal, n=1, cutoff=0.6)
-    return f"did you mean `{close[0]}`?" if close else f"legal: {', '.join(legal)}"
+def _fault(
+    detail: ErrorDetails, root: Schema, homes: Mapping[str, KeyPath], document: Any
+) -> Fault:
+    location, kind = detail["loc"], detail["type"]
+    if kind == "extra_forbidden":
+        section, schema = follow(root, location[:-1], document)
+        return _unknown_key((*section, location[-1]), legal_keys(schema), homes)
+    path, schema = follow(root, location, document)
+    if location[-1:] == ("[key]",):
+        remedy = detail["msg"].replace("String", "a key")
+        what = f"the key {shown(path[-1])} in {dotted(path[:-1])} is not legal"
+        return Fault(path, what, remedy, at_key=True)
+    if kind == "missing" and isinstance(location[-1], str):
+        meaning = " ".join(schema.get("description", "").split()).split(". ")[0].rstrip(".")
+        remedy = f"add `{path[-1]}: …`: {meaning or wanted(schema, root)}"
+        return Fault(path, f"`{dotted(path)}` is missing", remedy)
+    value = _at(document, path)
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        return _wrong_type(path, value, schema)
+    return _ill_formed(path, value, schema, root)
 
 
 def shown(value: Any) -> str:
@@ -75,26 +74,25 @@ def shown(value: Any) -> str:
     return f"a mapping of {len(value)} keys"
 
 
-def _unknown_key(path: KeyPath, legal: Sequence[str], root: Schema) -> Fault:
+def _unknown_key(path: KeyPath, legal: Sequence[str], homes: Mapping[str, KeyPath]) -> Fault:
     """Names the nearest legal key of that place, or the place where that very key is legal."""
-    name, parent = str(path[-1])[:100], dotted(path[:-1])
-    what = f"unknown key `{name}`" + (f" in {parent}" if parent else "")
-    elsewhere = [dotted(known) for known in key_paths(root, root) if known[-1] == name]
-    close = get_close_matches(name, legal, n=1, cutoff=0.6)
-    if elsewhere and not close:
-        return Fault(path, what, f"it belongs at {elsewhere[0]}", at_key=True)
-    return Fault(path, what, nearest(name, legal) if legal else "remove it", at_key=True)
+    name, section = str(path[-1])[:100], dotted(path[:-1])
+    what = f"unknown key `{name}`" + (f" in {section}" if section else "")
+    if close := get_close_matches(name, legal, n=1, cutoff=0.6):
+        remedy = f"did you mean `{close[0]}`?"
+    elif name in homes:
+        remedy = f"it belongs at {dotted(homes[name])}"
+    else:
+        remedy = f"legal: {', '.join(legal)}"
+    return Fault(path, what, remedy, at_key=True)
 
 
 def _wrong_type(path: KeyPath, value: Any, schema: Schema) -> Fault:
     """For a grader whose `type` is missing or unknown."""
     legal = list(schema.get("discriminator", {}).get("mapping", {}))
     if not isinstance(value, dict):
-        what, remedy = (
-            f"{dotted(path)} is {shown(value)}",
-            "write a grader: a mapping with a `type`",
-        )
-        return Fault(path, what, remedy)
+        what = f"{dotted(path)} is {shown(value)}"
+        return Fault(path, what, "write a grader: a mapping with a `type`")
     if "type" not in value:
         return Fault(path, f"`{dotted(path)}.type` is missing", f"legal: {', '.join(legal)}")
     what = f"{dotted(path)}.type is {shown(value['type'])}, which is no grader type here"
@@ -125,8 +123,3 @@ def _at(document: Any, path: Iterable[str | int]) -> Any:
     for part in path:
         document = document[part] if isinstance(part, int) else document.get(part)
     return document
-
-
-def _has_inner(path: KeyPath, faults: Iterable[KeyPath]) -> bool:
-    """Whether a fault deeper inside says more than this one, where a whole union failed."""
-    return any(len(inner) > len(path) and inner[: len(path)] == path for inner in faults)

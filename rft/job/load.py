@@ -17,6 +17,7 @@ from rft.job.not_yet import GRADER, moot_path, not_yet_faults
 from rft.job.overrides import apply_overrides
 from rft.job.places import Fault, KeyPath, Marked, Place, dotted, one_line
 
+MAX_BYTES = 4 * MAX_CHARACTERS
 MAX_PROBLEMS = 20
 """Faults told at once; the rest is counted."""
 
@@ -40,9 +41,8 @@ def parse_job(text: str, *, name: str, folder: Path, overrides: Sequence[str] = 
     if () in {fault.path for fault in marked.faults}:
         raise _error(marked.faults, marked)
     if not isinstance(marked.value, dict):
-        raise _error(
-            [Fault((), "the document is not a mapping", "write `key: value` lines")], marked
-        )
+        no_mapping = Fault((), "the document is not a mapping", "write `key: value` lines")
+        raise _error([no_mapping], marked)
     marked = apply_overrides(marked, overrides)
     told = [*marked.faults, *not_yet_faults(marked.value)]
     try:
@@ -59,19 +59,20 @@ def parse_job(text: str, *, name: str, folder: Path, overrides: Sequence[str] = 
 
 def _read(path: Path) -> str:
     where = str(path)
-    if path.is_dir():
-        raise JobError(
-            "a folder stands where a job file is wanted", where=where, remedy="name the file in it"
-        )
+    if os.path.isdir(path):
+        what, remedy = "a folder stands where a job file is wanted", "name the file in it"
+        raise JobError(what, where=where, remedy=remedy)
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
         raise JobError("no such job file", where=where, remedy="check the path") from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise JobError(f"cannot read the job file: {reason}", where=where) from None
-    if len(data) > 4 * MAX_CHARACTERS:
-        what = f"the job file has {len(data)} bytes"
+        what = f"cannot read the job file: {reason}"
+        raise JobError(what, where=where, remedy="check path and permissions") from None
+    if len(data) > MAX_BYTES:
+        what = f"the job file has more than {MAX_BYTES} bytes"
         raise JobError(what, where=where, remedy="name the job document, not the data")
     try:
         return data.decode("utf-8-sig")
@@ -79,9 +80,8 @@ def _read(path: Path) -> str:
         line = data.count(b"\n", 0, error.start) + 1
         column = error.start - (data.rfind(b"\n", 0, error.start) + 1) + 1
         what = f"the job file is not UTF-8: byte 0x{data[error.start]:02x}"
-        raise JobError(
-            what, where=f"{where}:{line}:{column}", remedy="save the file as UTF-8"
-        ) from None
+        where = f"{where}:{line}:{column}"
+        raise JobError(what, where=where, remedy="save the file as UTF-8") from None
 
 
 def _grader_faults(job: Job) -> list[Fault]:

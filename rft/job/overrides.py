@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from rft.job.marked import MAX_DEPTH, read_marked
+from rft.job.marked import read_marked
 from rft.job.places import Fault, KeyPath, Marked, Place, dotted
+from rft.job.values import MAX_DEPTH
 
 MAX_SHOWN = 100
 """Characters of an override that an error repeats."""

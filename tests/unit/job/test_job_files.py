@@ -55,7 +55,7 @@ def test_an_inline_chat_template_stays_text() -> None:
         (b"", "the document is empty"),
         (b"\xff\xfem\x00", "the job file is not UTF-8: byte 0xff"),
         ("suffix: é".encode("latin-1"), "the job file is not UTF-8: byte 0xe9"),
-        (b"a" * 9_000_000, "the job file has 9000000 bytes"),
+        (b"a" * 9_000_000, "the job file has more than 8000000 bytes"),
     ],
 )
 def test_a_file_that_is_no_job_file(tmp_path: Path, data: bytes | None, what: str) -> None:

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from rft.job.marked import MAX_DEPTH, MAX_VALUES, read_marked
+from rft.job.marked import read_marked
+from rft.job.values import MAX_DEPTH, MAX_VALUES
 
 
 @pytest.mark.parametrize(

@@ -130,9 +130,9 @@ def test_every_loss_has_its_numbers() -> None:
 def test_value_gradient_and_clipped_places(loss: str) -> None:
     value, slopes, clipped = EXPECTED[loss]
     outputs, gradient = run(loss, make_inputs())
-    assert float(outputs.loss) == pytest.approx(value, rel=1e-12)
-    assert float(outputs.policy) == pytest.approx(value, rel=1e-12)
-    assert float(outputs.kl) == 0
+    assert outputs.loss.item() == pytest.approx(value, rel=1e-12)
+    assert outputs.policy.item() == pytest.approx(value, rel=1e-12)
+    assert outputs.kl.item() == 0
     torch.testing.assert_close(
         gradient, torch.tensor(slopes, dtype=torch.float64), rtol=1e-12, atol=1e-15
     )
@@ -156,9 +156,9 @@ def test_the_kl_term(loss: str, kl: float, slope_a: float, slope_c: float) -> No
     without, plain = run(loss, make_inputs())
     settings = replace(SETTINGS, kl_coefficient=0.1)
     outputs, gradient = run(loss, make_inputs(with_reference=True), settings)
-    assert float(outputs.kl) == pytest.approx(kl, rel=1e-12)
-    assert float(outputs.policy) == float(without.policy)
-    assert float(outputs.loss) == pytest.approx(float(without.loss) + 0.1 * kl, rel=1e-12)
+    assert outputs.kl.item() == pytest.approx(kl, rel=1e-12)
+    assert outputs.policy.item() == without.policy.item()
+    assert outputs.loss.item() == pytest.approx(without.loss.item() + 0.1 * kl, rel=1e-12)
     expected = torch.zeros(4, 3, dtype=torch.float64)
     expected[0, 0], expected[2, 0] = 0.1 * slope_a, 0.1 * slope_c
     torch.testing.assert_close(gradient - plain, expected, rtol=1e-9, atol=1e-15)
@@ -198,7 +198,7 @@ def test_masked_values_do_not_matter(loss: str) -> None:
         ),
         settings,
     )
-    assert float(other.loss) == float(outputs.loss)
+    assert other.loss.item() == outputs.loss.item()
     assert torch.equal(other.clipped, outputs.clipped)
 
 
@@ -212,9 +212,9 @@ def test_micro_batches_add_up_to_the_whole(loss: str, bounds: tuple[int, ...]) -
         run(loss, part_of(inputs, slice(low, high)), settings)
         for low, high in zip(bounds, bounds[1:], strict=False)
     ]
-    total = sum(float(outputs.loss) for outputs, _ in parts)
-    assert total == pytest.approx(float(whole.loss), rel=1e-12)
-    assert sum(float(o.kl) for o, _ in parts) == pytest.approx(float(whole.kl), rel=1e-12)
+    total = sum(outputs.loss.item() for outputs, _ in parts)
+    assert total == pytest.approx(whole.loss.item(), rel=1e-12)
+    assert sum(o.kl.item() for o, _ in parts) == pytest.approx(whole.kl.item(), rel=1e-12)
     joined = torch.cat([slopes for _, slopes in parts])
     torch.testing.assert_close(joined, gradient, rtol=1e-12, atol=1e-15)
 
@@ -235,7 +235,7 @@ def test_a_completion_without_signal_changes_nothing_but_the_counts(loss: str) -
         reference_logprobs=None,
     )
     without_c, kept_gradient = run(loss, without)
-    assert float(with_c.loss) == pytest.approx(float(without_c.loss), rel=1e-12)
+    assert with_c.loss.item() == pytest.approx(without_c.loss.item(), rel=1e-12)
     assert gradient[2].abs().sum() == 0
     torch.testing.assert_close(gradient[kept], kept_gradient, rtol=1e-12, atol=1e-15)
 

@@ -1,0 +1,125 @@
+"""Invariants 9 and 10: a run is a function of its job; what it saves is what it trained."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from rft.errors import PausedError
+from rft.job import load_job
+from rft.runs.layout import RunFolder
+from rft.runs.reader import open_run
+from rft.training.probes import generate
+from rft.training.report import Outcome
+from rft.training.session import train
+from tests.jobs import write_job
+from tests.tiny import save_tiny_model
+
+
+@pytest.fixture(scope="module")
+def job_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("job")
+    return write_job(folder, save_tiny_model(folder / "model"))
+
+
+def run_job(job_file: Path, folder: Path, *overrides: str, resume: bool = False) -> Outcome:
+    job = load_job(job_file, overrides)
+    text = job_file.read_text()
+    return train(job, job_text=text, run_folder=folder, resume=resume)
+
+
+def timeless(folder: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl without wall-clock times."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    return [{k: v for k, v in row.items() if not k.startswith("timing/")} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def whole(job_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    assert run_job(job_file, folder).status == "succeeded"
+    return folder
+
+
+def test_the_same_seed_gives_the_same_metrics(job_file: Path, whole: Path, tmp_path: Path) -> None:
+    run_job(job_file, tmp_path / "again")
+    assert timeless(tmp_path / "again") == timeless(whole)
+    assert [row["step"] for row in timeless(whole)] == list(range(9))
+
+
+def test_another_seed_gives_others(job_file: Path, whole: Path, tmp_path: Path) -> None:
+    run_job(job_file, tmp_path / "other", "seed=8", "engine.budget.steps=null")
+    assert timeless(tmp_path / "other") != timeless(whole)
+
+
+def test_a_resumed_run_is_one_that_never_stopped(
+    job_file: Path, whole: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    for budget in (3, 5):
+        with pytest.raises(PausedError):
+            run_job(job_file, folder, f"engine.budget.steps={budget}", resume=budget > 3)
+    assert json.loads((folder / "state.json").read_text())["status"] == "paused"
+    assert run_job(job_file, folder, resume=True).status == "succeeded"
+    assert timeless(folder) == timeless(whole)
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        step = open_run(str(whole), tmp_path).checkpoints()[-1].step
+        ours = RunFolder(folder).checkpoint(step) / name
+        assert ours.read_bytes() == (RunFolder(whole).checkpoint(step) / name).read_bytes()
+
+
+def test_the_adapter_moves_and_the_reward_rises(whole: Path) -> None:
+    rows = timeless(whole)
+    assert all(row["optimizer/update_norm"] > 0 for row in rows[1:])
+    assert all(row["rollout/logprob_gap"] < 1e-5 for row in rows[1:])
+    assert rows[-1]["valid_reward_mean"] > rows[0]["valid_reward_mean"] + 0.05
+
+
+def test_plain_peft_answers_as_rft_does(whole: Path) -> None:
+    run = open_run(str(whole), whole.parent)
+    best = run.best_checkpoint()
+    assert best is not None
+    adapter_config = json.loads((best.folder / "adapter_config.json").read_text())
+    base = AutoModelForCausalLM.from_pretrained(adapter_config["base_model_name_or_path"])
+    model = PeftModel.from_pretrained(base, str(best.folder)).eval()
+    tokenizer = AutoTokenizer.from_pretrained(adapter_config["base_model_name_or_path"])
+    for question in ("valid 0", "train 3", "something else"):
+        messages = [{"role": "user", "content": question}]
+        prompt = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+        with torch.no_grad():
+            answer = model.generate(**prompt, max_new_tokens=12, do_sample=False)
+        expected = tokenizer.decode(
+            answer[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True
+        )
+        found = generate(str(best.folder), question, greedy=True, max_tokens=12)
+        assert found == expected
+
+
+def test_three_checkpoints_at_most_and_two_states_stay(whole: Path) -> None:
+    folder = RunFolder(whole)
+    rewards = {
+        row["step"]: row["valid_reward_mean"]
+        for row in timeless(whole)
+        if "valid_reward_mean" in row
+    }
+    del rewards[0]
+    best = sorted(rewards, key=lambda step: (rewards[step], step))[-3:]
+    assert [c.step for c in open_run(str(whole), whole.parent).checkpoints()] == sorted(best)
+    assert sorted(path.name for path in folder.states.iterdir()) == ["step_7", "step_8"]
+
+
+def test_a_changed_job_is_not_resumed(job_file: Path, tmp_path: Path) -> None:
+    from rft.errors import RunError
+
+    folder = tmp_path / "run"
+    with pytest.raises(PausedError):
+        run_job(job_file, folder, "engine.budget.steps=1")
+    with pytest.raises(RunError, match="learning_rate: 0.005 → 0.001"):
+        run_job(job_file, folder, "engine.training.learning_rate=1e-3", resume=True)

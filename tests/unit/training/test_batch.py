@@ -1,0 +1,114 @@
+"""What counts in an update, and how groups become micro-batches."""
+
+import pytest
+import torch
+from made import make_completion, make_group, make_prompt, make_training_group
+
+from rft.training.batch import anchors_of, micro_batches, padded, training_groups, update_counts
+from rft.training.loss import UpdateCounts
+
+CPU = torch.device("cpu")
+
+
+def test_ungraded_rollouts_are_left_out() -> None:
+    group = make_group(1.0, None, 0.0, ordinal=4, prompt=make_prompt(token_ids=(8, 9)))
+    (kept,) = training_groups([group], [(0.5, None, -0.5)], mask_truncated=False)
+    assert (kept.ordinal, kept.prompt_ids, kept.advantages) == (4, (8, 9), (0.5, -0.5))
+    assert kept.rollouts == (group.rollouts[0], group.rollouts[2])
+
+
+@pytest.mark.parametrize(("mask_truncated", "kept"), [(False, (0.5, -0.5)), (True, (-0.5,))])
+def test_truncated_completions_are_left_out_when_asked(
+    mask_truncated: bool, kept: tuple[float, ...]
+) -> None:
+    completions = [make_completion((5, 6), finish_reason="length"), make_completion((7,))]
+    group = make_group(1.0, 0.0, completions=completions)
+    (member,) = training_groups([group], [(0.5, -0.5)], mask_truncated)
+    assert member.advantages == kept
+
+
+def test_a_group_with_nothing_left_is_dropped() -> None:
+    truncated = make_group(
+        1.0, 0.0, completions=[make_completion((5, 6), finish_reason="length")] * 2
+    )
+    skipped, usual = make_group(1.0, None), make_group(1.0, 0.0, ordinal=2)
+    groups = training_groups(
+        [truncated, skipped, usual], [(0.5, -0.5), (None, None), (0.5, -0.5)], mask_truncated=True
+    )
+    assert [group.ordinal for group in groups] == [2]
+
+
+@pytest.mark.parametrize(
+    ("advantages", "has_signal"), [((0.0, 0.0), False), ((0.0, 1e-9), True), ((-1.0, 1.0), True)]
+)
+def test_signal(advantages: tuple[float, ...], has_signal: bool) -> None:
+    group = make_training_group([make_completion()] * 2, advantages)
+    assert group.has_signal is has_signal
+
+
+def test_counts_include_rollouts_without_signal() -> None:
+    groups = [
+        make_training_group([make_completion((5, 6, 7)), make_completion((5,))], (1.0, -1.0)),
+        make_training_group([make_completion((5, 6)), make_completion((5, 6, 7, 8))], (0.0, 0.0)),
+    ]
+    assert update_counts(groups) == UpdateCounts(num_completions=4, num_tokens=10)
+    assert update_counts(groups[:1]) == UpdateCounts(num_completions=2, num_tokens=4)
+    assert update_counts([]) == UpdateCounts(num_completions=1, num_tokens=1)
+
+
+# each group: prompt of 2 tokens, two completions of 3 tokens = 2 + 2 + 2 = 6 input tokens
+@pytest.mark.parametrize(
+    ("token_budget", "ordinals"),
+    [
+        (1, [[0], [1], [2], [3], [4]]),
+        (11, [[0], [1], [2], [3], [4]]),
+        (12, [[0, 1], [2, 3], [4]]),
+        (23, [[0, 1, 2], [3, 4]]),
+        (30, [[0, 1, 2, 3, 4]]),
+    ],
+)
+def test_micro_batches_hold_whole_groups_within_the_budget(
+    token_budget: int, ordinals: list[list[int]]
+) -> None:
+    completions = [make_completion((5, 6, 7)), make_completion((8, 9, 10))]
+    groups = [make_training_group(completions, (1.0, -1.0), ordinal=n) for n in range(5)]
+    batches = micro_batches(groups, token_budget, CPU)
+    assert [[group.ordinal for group in batch.groups] for batch in batches] == ordinals
+    sizes = [batch.packed.input_ids.numel() for batch in batches]
+    assert sizes == [6 * len(members) for members in ordinals]
+    assert all(size <= token_budget for size, n in zip(sizes, ordinals, strict=True) if len(n) > 1)
+
+
+def test_a_group_over_the_budget_starts_its_own_batch_and_fills_it() -> None:
+    small = make_training_group([make_completion((5,))], (1.0,), ordinal=0)
+    large = make_training_group([make_completion(tuple(range(20)))], (1.0,), ordinal=1)
+    batches = micro_batches([small, large, small], 4, CPU)
+    assert [[group.ordinal for group in batch.groups] for batch in batches] == [[0], [1], [0]]
+
+
+def test_no_groups_give_no_batches() -> None:
+    assert micro_batches([], 10, CPU) == []
+
+
+def test_a_batch_lines_up_completions_advantages_and_logprobs() -> None:
+    groups = [
+        make_training_group(
+            [make_completion((5, 6), (-0.5, -0.25)), make_completion((7,), (-2.0,))], (1.0, -1.0)
+        ),
+        make_training_group([make_completion((8, 9, 10), (-1.0, -3.0, -4.0))], (0.5,), ordinal=1),
+    ]
+    (batch,) = micro_batches(groups, 100, CPU)
+    assert batch.advantages.tolist() == [1.0, -1.0, 0.5]
+    assert batch.packed.target_ids.tolist() == [5, 6, 7, 8, 9, 10]
+    assert batch.sampling_logprobs.tolist() == [[-0.5, -0.25, 0], [-2, 0, 0], [-1, -3, -4]]
+    assert batch.packed.completion_mask.tolist() == [
+        [True, True, False],
+        [True, False, False],
+        [True, True, True],
+    ]
+    anchors = {1: [[-7.0, -8.0, -9.0]], 0: [[-5.0, -6.0], [-4.0]]}
+    assert anchors_of(batch, anchors, CPU).tolist() == [[-5, -6, 0], [-4, 0, 0], [-7, -8, -9]]
+
+
+def test_padding() -> None:
+    assert padded([[1.0], [2.0, 3.0, 4.0]], CPU).tolist() == [[1, 0, 0], [2, 3, 4]]
