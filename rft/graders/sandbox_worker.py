@@ -44,9 +44,11 @@ def main() -> None:
     channel = int(sys.argv[1])
     home = os.getcwd()
     os.set_inheritable(channel, False)
-    with contextlib.suppress(EOFError):
-        serve(channel, home)
-    shutil.rmtree(home, ignore_errors=True)
+    try:
+        with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+            serve(channel, home)
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
 
 
 def serve(channel: int, home: str) -> None:

@@ -55,6 +55,10 @@ def _fault(
     value = _at(document, path)
     if kind in ("union_tag_invalid", "union_tag_not_found"):
         return _wrong_type(path, value, schema)
+    if kind in ("value_error", "assertion_error"):
+        message = detail["msg"].split(", ", 1)[-1]
+        what, _, remedy = message.partition(" → ")
+        return Fault(path, f"{dotted(path)}: {what}", remedy)
     return _ill_formed(path, value, schema, root)
 
 
@@ -70,8 +74,8 @@ def shown(value: Any) -> str:
         text = value if len(value) <= MAX_VALUE_SHOWN else value[:MAX_VALUE_SHOWN] + "…"
         return f"the text {text!r}"
     if isinstance(value, list):
-        return f"a list of {len(value)} values"
-    return f"a mapping of {len(value)} keys"
+        return f"a list of {len(value)}"
+    return f"a mapping with {len(value)} key" + "s" * (len(value) != 1)
 
 
 def _unknown_key(path: KeyPath, legal: Sequence[str], homes: Mapping[str, KeyPath]) -> Fault:

@@ -97,8 +97,7 @@ def wanted(schema: Schema, root: Schema) -> str:
         case "array":
             return _list(schema, root)
         case "object":
-            size = _size(schema, "Properties")
-            return f"a mapping{size} keys" if size else "a mapping"
+            return "a mapping" + _size(schema, "Properties")
     return "a mapping with a `type`" if "oneOf" in schema else "a value"
 
 
@@ -158,4 +157,4 @@ def _list(schema: Schema, root: Schema) -> str:
 def _size(schema: Schema, kind: str) -> str:
     parts = [f"at least {schema[f'min{kind}']}"] if f"min{kind}" in schema else []
     parts += [f"at most {schema[f'max{kind}']}"] if f"max{kind}" in schema else []
-    return f" of {' and '.join(parts)}" if parts else ""
+    return f" with {' and '.join(parts)}" if parts else ""

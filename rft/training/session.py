@@ -131,7 +131,7 @@ class Session:
             writer.document("job.resolved.yaml", dump_job(job))
         policy = make_policy(workshop)
         sampler = make_sampler(workshop, policy)
-        collector, _ = make_collector(job, sampler, stack)
+        collector = make_collector(job, sampler, stack)
         updater = Updater(job, policy, ranks, total_steps, sampler.is_exact)
         trainer = Trainer(job, workshop.train_prompts, sampler, collector, updater, ranks)
         recorder = None

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from rft.data import load_examples
+from rft.data import load_examples, row_place
 from rft.errors import DataError, UserError
-from rft.graders import Grader, GradingSettings, open_grader, template_problems
+from rft.graders import open_grader, template_problems
 from rft.job import Job, JobFacts, ResolvedJob, resolve_job
 from rft.models import (
     ModelSource,
@@ -69,7 +69,7 @@ def read_rows(job: Job) -> Rows:
             faults.append(error)
             continue
         examples.append(rows)
-        items = [(f"{source} row {row.row + 1}", row.item) for row in rows]
+        items = [(row_place(source, row), row.item) for row in rows]
         problems = template_problems(job.grader, items, where=field)
         if problems:
             faults.append(DataError(problems))
@@ -133,20 +133,10 @@ def make_sampler(workshop: Workshop, policy: Policy) -> NativeSampler:
     return sampler
 
 
-def make_collector(
-    job: ResolvedJob, sampler: NativeSampler, stack: ExitStack
-) -> tuple[Collector, Grader]:
+def make_collector(job: ResolvedJob, sampler: NativeSampler, stack: ExitStack) -> Collector:
     """Sampler and grader together; the grader's processes end with `stack`."""
-    rules = job.engine.grading
-    settings = GradingSettings(
-        timeout_seconds=rules.python.timeout_seconds,
-        memory_mb=rules.python.memory_mb,
-        sandbox=rules.python.sandbox,
-        on_exception=rules.on_exception,
-        pass_threshold_shapes_reward=rules.pass_threshold_shapes_reward,
-    )
-    grader = stack.enter_context(open_grader(job.grader, settings))
-    return Collector(sampler, grader, rules.concurrency), grader
+    grader = stack.enter_context(open_grader(job.grader, job.grading_settings))
+    return Collector(sampler, grader, job.engine.grading.concurrency)
 
 
 def kv_bytes_per_token(config: PretrainedConfig, dtype: torch.dtype) -> int:

@@ -124,6 +124,7 @@ def test_depth_is_bounded_and_length_is_not_depth():
         "1e308 + 1e308",
         "1e308 * 10 - 1e308 * 10",
         "min(1, 1e308 * 10)",
+        "min(1, 1e308 + 1e308)",
     ],
 )
 def test_a_value_that_does_not_exist_is_the_samples_fault(text):

@@ -1,7 +1,7 @@
 import pytest
 from pydantic import ValidationError
 
-from rft.errors import GraderError, MachineError, NotYetError
+from rft.errors import GraderError, NotYetError
 from rft.graders import GradingSettings, Python, open_grader, problems_of
 
 SAMPLE = {
@@ -241,4 +241,3 @@ def test_an_item_that_is_no_json_is_graded_as_text():
 def test_unknown_sandboxes_are_not_yet(sandbox):
     with pytest.raises(NotYetError, match="not built yet"):
         grader("def grade(sample, item): return 1", sandbox=sandbox)
-    assert not issubclass(NotYetError, MachineError)

@@ -89,6 +89,7 @@ TIMEOUT = Outcome("timeout", details="timeout after 1 s")
         ("sys.setrecursionlimit(10**9)", {}, Outcome("reward", 1.0)),
         ("os.fork()", {}, Outcome("reward", 1.0)),
         ("if os.fork() == 0: time.sleep(100)", {}, Outcome("reward", 1.0)),
+        ("if os.fork() == 0: return 2.0\ntime.sleep(0.3)", {}, Outcome("reward", 1.0)),
         ("os.chdir('/')\nos.environ.clear()", {}, Outcome("reward", 1.0)),
     ],
 )
@@ -140,7 +141,6 @@ assert first
         "os.rmdir(os.getcwd())\nos.symlink('/', os.environ['HOME'])",
         "os.rmdir(os.getcwd())\nopen(os.environ['HOME'], 'w').close()",
         "import shutil\nshutil.rmtree(os.path.dirname(os.getcwd()))",
-        "os.kill(os.getppid(), 19)",
     ],
 )
 def test_a_broken_worker_does_not_harm_the_next_sample(body):
@@ -182,6 +182,7 @@ def test_environment_is_clean(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", "/nowhere")
     body = """
 assert "SECRET_TOKEN" not in os.environ and "PYTHONPATH" not in os.environ
+assert not any(os.path.exists(f"{folder}/sandbox_worker.py") for folder in sys.path)
 assert "rft.errors" not in sys.modules and "torch" not in sys.modules
 assert os.getcwd() == os.environ["HOME"] == os.environ["TMPDIR"]
 open_fds = {int(fd) for fd in os.listdir("/proc/self/fd")} if os.path.exists("/proc") else set()
@@ -238,17 +239,30 @@ return pids[0] * 10_000_000 + pids[1]
 
 
 @linux_only
-def test_close_ends_workers_at_work():
+def test_a_sample_ends_with_its_worker(tmp_path):
+    body = (
+        "open(item['file'], 'w').write(str(os.getpid()))\nos.kill(os.getppid(), 9)\ntime.sleep(100)"
+    )
+    file = tmp_path / "pid"
+    pool = sandbox(body)
+    try:
+        assert pool.run(request(file=str(file))).kind == "sandbox"
+        wait_until(lambda: not is_alive(int(file.read_text())))
+    finally:
+        pool.close()
+
+
+@linux_only
+def test_close_ends_workers_at_work(tmp_path):
     pool = sandbox(
         "open(item['file'], 'w').write(f'{os.getppid()} {os.getpid()}')\ntime.sleep(100)"
     )
-    file = Path(f"/tmp/rft-test-{os.getpid()}-{time.monotonic_ns()}")
+    file = tmp_path / "pids"
     outcomes = []
     thread = threading.Thread(target=lambda: outcomes.append(pool.run(request(file=str(file)))))
     thread.start()
     wait_until(lambda: file.exists() and len(file.read_text().split()) == 2)
     pids = [int(pid) for pid in file.read_text().split()]
-    file.unlink()
     pool.close()
     thread.join(10)
     assert outcomes == [Outcome("sandbox", details="the grader is closed")]
@@ -277,6 +291,8 @@ time.sleep(100)
     wait_until(lambda: file.exists() and len(file.read_text().split()) == 2)
     pids = [int(pid) for pid in file.read_text().split()]
     assert is_alive(pids[0])
+    scratch = Path(f"/proc/{pids[0]}/cwd").resolve()
     engine.send_signal(signal.SIGKILL)
     engine.wait()
     wait_until(lambda: not any(map(is_alive, pids)))
+    assert not scratch.exists()

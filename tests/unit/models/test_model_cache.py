@@ -87,7 +87,15 @@ def test_a_failure_leaves_nothing(cache: Path) -> None:
 
     with pytest.raises(ValueError, match="no"):
         make_once(cache / "m", fail, "0" * 64)
-    assert [path.name for path in cache.iterdir()] == [".m.lock"]
+    assert [path.name for path in cache.iterdir()] == [".lock"]
+
+
+def test_what_a_killed_process_left_is_removed(
+    cache: Path, make: Callable[[Path], None], made: list[Path]
+) -> None:
+    (cache / ".tmp-m-left").mkdir(parents=True)
+    make_once(cache / "m", make, "0" * 64)
+    assert sorted(path.name for path in cache.iterdir()) == [".lock", "m"]
 
 
 def test_a_file_where_the_cache_should_be(tmp_path: Path, make: Callable[[Path], None]) -> None:

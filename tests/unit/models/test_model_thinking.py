@@ -3,6 +3,8 @@
 from collections.abc import Callable
 
 import pytest
+from tokenizers import Tokenizer, decoders
+from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
 from rft.models import find_thinking
@@ -58,3 +60,16 @@ def test_an_end_token_inside_an_open_block_counts_as_reasoning(build_tokenizer: 
 def test_special_tokens_are_left_out_of_an_answer_without_thinking(build_tokenizer: Build) -> None:
     tokenizer = build_tokenizer()
     assert find_thinking(tokenizer("42<|im_end|>").input_ids, tokenizer) == (0, "42")
+
+
+def test_characters_spelled_in_several_byte_tokens() -> None:
+    text = "😀<think>😀</think>4"
+    vocabulary = {f"<0x{byte:02X}>": byte for byte in range(256)}
+    vocabulary |= {character: 256 + index for index, character in enumerate(sorted(set(text)))}
+    del vocabulary["😀"]
+    backend = Tokenizer(BPE(vocabulary, [], byte_fallback=True))
+    backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+    token_ids = tokenizer(text).input_ids
+    assert len(token_ids) == 4 + 7 + 4 + 8 + 1
+    assert find_thinking(token_ids, tokenizer) == (7 + 4 + 8, "😀4")

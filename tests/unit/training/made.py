@@ -70,7 +70,7 @@ def make_grade(
     return Grade("exact", "string_check", reward, parts, errors or {})
 
 
-def make_prompt(row: int = 0, token_ids: Sequence[int] = (3, 4), **item: Any) -> Prompt:
+def make_prompt(row: int = 0, token_ids: Sequence[int] = (3, 4), /, **item: Any) -> Prompt:
     example = Example(row, ({"role": "user", "content": f"prompt {row}"},), item)
     return Prompt(example, f"<user>prompt {row}", tuple(token_ids))
 

@@ -11,7 +11,7 @@ CPU = torch.device("cpu")
 
 
 def test_ungraded_rollouts_are_left_out() -> None:
-    group = make_group(1.0, None, 0.0, ordinal=4, prompt=make_prompt(token_ids=(8, 9)))
+    group = make_group(1.0, None, 0.0, ordinal=4, prompt=make_prompt(0, (8, 9)))
     (kept,) = training_groups([group], [(0.5, None, -0.5)], mask_truncated=False)
     assert (kept.ordinal, kept.prompt_ids, kept.advantages) == (4, (8, 9), (0.5, -0.5))
     assert kept.rollouts == (group.rollouts[0], group.rollouts[2])

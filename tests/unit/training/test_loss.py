@@ -251,9 +251,9 @@ def test_a_completion_without_signal_changes_nothing_but_the_counts(loss: str) -
     ],
 )
 def test_what_each_loss_is_divided_by(loss: str, by_completions: bool, by_tokens: bool) -> None:
-    value = float(run(loss, make_inputs())[0].loss)
+    value = run(loss, make_inputs())[0].loss.item()
     for counts, is_divided in ((UpdateCounts(10, 10), by_completions), (UpdateCounts(5, 20), by_tokens)):
-        halved = float(run(loss, make_inputs(), counts=counts)[0].loss)
+        halved = run(loss, make_inputs(), counts=counts)[0].loss.item()
         assert halved == pytest.approx(value / 2 if is_divided else value, rel=1e-12)
 
 

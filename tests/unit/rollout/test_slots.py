@@ -1,0 +1,155 @@
+"""The sampler's key-value memory against plain attention over whole sequences."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from rft.attention import AttentionKind, causal_visibility, masked_attention
+from rft.rollout.slots import Prefill, Slots
+
+CPU = torch.device("cpu")
+NUM_HEADS, NUM_KV_HEADS, WIDTH = 4, 2, 8
+KINDS = [
+    AttentionKind(0, 0.3, None, None),
+    AttentionKind(0, 0.3, 4, None),
+    AttentionKind(0, 0.3, None, 2.0),
+    AttentionKind(0, 0.3, 3, 2.0),
+]
+
+Sequence = tuple[Tensor, Tensor, Tensor]
+"""Query, key and value of a whole sequence, (1, heads, tokens, width)."""
+
+
+def make_sequence(num_tokens: int, seed: int) -> Sequence:
+    generator = torch.Generator().manual_seed(seed)
+    query, key, value = (
+        torch.randn(1, heads, num_tokens, WIDTH, generator=generator) * 2
+        for heads in (NUM_HEADS, NUM_KV_HEADS, NUM_KV_HEADS)
+    )
+    return query, key, value
+
+
+def plain(kind: AttentionKind, sequence: Sequence) -> Tensor:
+    """Attention over the whole sequence at once, (heads, tokens, width)."""
+    num_tokens = sequence[0].shape[2]
+    visible = causal_visibility(num_tokens, 0, kind.sliding_window, CPU)
+    return masked_attention(kind, *sequence, visible)[0]
+
+
+def upto(sequence: Sequence, num_tokens: int) -> Sequence:
+    query, key, value = (tensor[:, :, :num_tokens] for tensor in sequence)
+    return query, key, value
+
+
+def prefilled(kind: AttentionKind, sequence: Sequence, length: int) -> Prefill:
+    prefill = Prefill(length)
+    prefill.attend(kind, *upto(sequence, length))
+    return prefill
+
+
+def decode(kind: AttentionKind, slots: Slots, sequences: list[Sequence], places: list[int]) -> Tensor:
+    """One step of slots 0…B−1: row b appends token `places[b]` of its sequence, (B, heads, width)."""
+    slots.begin_step(torch.tensor(places), max(places))
+    query, key, value = (
+        torch.cat([sequence[part][:, :, place : place + 1] for sequence, place in zip(sequences, places, strict=True)])
+        for part in range(3)
+    )
+    return slots.attend(kind, query, key, value)[:, :, 0]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_prompt_then_tokens_one_by_one(kind: AttentionKind) -> None:
+    """Rows of unlike lengths cross the borders of the length buckets."""
+    sequences = [make_sequence(30, seed) for seed in range(3)]
+    prompt_lengths = [1, 6, 15]
+    slots = Slots(num_slots=4, capacity=30, device=CPU)
+    for slot, (sequence, length) in enumerate(zip(sequences, prompt_lengths, strict=True)):
+        slots.fill(slot, prefilled(kind, sequence, length))
+    expected = [plain(kind, sequence) for sequence in sequences]
+    for step in range(14):
+        places = [length + step for length in prompt_lengths]
+        found = decode(kind, slots, sequences, places)
+        for row, place in enumerate(places):
+            torch.testing.assert_close(found[row], expected[row][:, place], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_a_prompt_computed_with_spare_rows(kind: AttentionKind) -> None:
+    sequence = make_sequence(12, 0)
+    prefill = Prefill(length=5)
+    output = prefill.attend(kind, *sequence)
+    torch.testing.assert_close(output[0], plain(kind, sequence), rtol=1e-4, atol=1e-5)
+    assert prefill.keys[0].shape == prefill.values[0].shape == (NUM_KV_HEADS, 5, WIDTH)
+    assert torch.equal(prefill.keys[0], sequence[1][0, :, :5])
+    assert torch.equal(prefill.values[0], sequence[2][0, :, :5])
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_what_a_slot_held_before_does_not_matter(kind: AttentionKind) -> None:
+    old, new = make_sequence(24, 1), make_sequence(24, 2)
+    used, fresh = Slots(1, 24, CPU), Slots(1, 24, CPU)
+    used.fill(0, prefilled(kind, old, 20))
+    for slots in (used, fresh):
+        slots.fill(0, prefilled(kind, new, 3))
+    for place in (3, 4, 5):
+        found = decode(kind, used, [new], [place])
+        assert torch.equal(found, decode(kind, fresh, [new], [place]))
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_a_moved_row_goes_on_where_it_was(kind: AttentionKind) -> None:
+    first, second = make_sequence(24, 1), make_sequence(24, 2)
+    slots = Slots(2, 24, CPU)
+    slots.fill(0, prefilled(kind, first, 9))
+    slots.fill(1, prefilled(kind, second, 6))
+    decode(kind, slots, [first, second], [9, 6])
+    slots.move(source=1, target=0, length=7)
+    found = decode(kind, slots, [second], [7])
+    torch.testing.assert_close(found[0], plain(kind, second)[:, 7], rtol=1e-4, atol=1e-5)
+
+
+def test_a_move_copies_no_more_than_it_is_told() -> None:
+    kind, first, second = KINDS[0], make_sequence(8, 1), make_sequence(8, 2)
+    slots = Slots(2, 8, CPU)
+    slots.fill(0, prefilled(kind, first, 8))
+    slots.fill(1, prefilled(kind, second, 8))
+    slots.move(source=1, target=0, length=3)
+    assert torch.equal(slots.keys[0][0, :, :3], second[1][0, :, :3])
+    assert torch.equal(slots.keys[0][0, :, 3:], first[1][0, :, 3:])
+    assert torch.equal(slots.values[0][0, :, :3], second[2][0, :, :3])
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_neighbours_do_not_matter(kind: AttentionKind) -> None:
+    """A row alone, and beside one whose bucket of lengths is larger."""
+    short, long = make_sequence(40, 1), make_sequence(40, 2)
+    alone, together = Slots(4, 40, CPU), Slots(4, 40, CPU)
+    for slots in (alone, together):
+        slots.fill(0, prefilled(kind, short, 5))
+    together.fill(1, prefilled(kind, long, 30))
+    for step in range(4):
+        beside = decode(kind, together, [short, long], [5 + step, 30 + step])
+        torch.testing.assert_close(
+            beside[:1], decode(kind, alone, [short], [5 + step]), rtol=1e-5, atol=1e-6
+        )
+
+
+@pytest.mark.parametrize(("asked", "capacity"), [(1, 8), (8, 8), (9, 16), (64, 64)])
+def test_capacity_is_whole_buckets(asked: int, capacity: int) -> None:
+    slots = Slots(2, asked, CPU)
+    assert slots.capacity == capacity
+    slots.fill(1, prefilled(KINDS[0], make_sequence(asked, 0), asked))
+    assert slots.keys[0].shape == (2, NUM_KV_HEADS, capacity, WIDTH)
+    assert slots.keys[0][0].abs().sum() == 0
+
+
+def test_layers_are_kept_apart() -> None:
+    slots, prefill = Slots(1, 8, CPU), Prefill(4)
+    sequences = {layer: make_sequence(5, layer) for layer in (0, 1)}
+    for layer, sequence in sequences.items():
+        prefill.attend(AttentionKind(layer, 0.3, None, None), *upto(sequence, 4))
+    slots.fill(0, prefill)
+    for layer, sequence in sequences.items():
+        kind = AttentionKind(layer, 0.3, None, None)
+        found = decode(kind, slots, [sequence], [4])
+        torch.testing.assert_close(found[0], plain(kind, sequence)[:, 4], rtol=1e-4, atol=1e-5)

@@ -1,0 +1,111 @@
+"""When a completion ends, and which part of it graders read."""
+
+import numpy as np
+import pytest
+
+from rft.rollout.sampler import SamplingSettings
+from rft.rollout.transcribe import Transcriber
+from rft.types import Completion
+from tests.tiny import tiny_tokenizer
+
+TOKENIZER = tiny_tokenizer()
+END = 2
+TRANSCRIBER = Transcriber(TOKENIZER, [END])
+
+
+def ids(text: str) -> list[int]:
+    return TOKENIZER.encode(text, add_special_tokens=False)
+
+
+def limits(max_tokens: int = 100, *stop: str) -> SamplingSettings:
+    return SamplingSettings(1.0, 1.0, max_tokens, stop)
+
+
+def transcribe(token_ids: list[int], *stop: str, prompt: str = "hi") -> Completion:
+    logprobs = [-float(n) for n in range(len(token_ids))]
+    return TRANSCRIBER.completion(token_ids, logprobs, "stop", ids(prompt), limits(100, *stop))
+
+
+@pytest.mark.parametrize(
+    ("token_ids", "max_tokens", "stop", "reason"),
+    [
+        (ids("ab"), 3, (), None),
+        (ids("abc"), 3, (), "length"),
+        ([*ids("ab"), END], 3, (), "stop"),
+        ([END], 1, (), "stop"),
+        ([*ids("ab"), END], 9, (), "stop"),
+        ([END, *ids("a")], 9, (), None),
+        (ids("a\n"), 9, ("\n",), "stop"),
+        (ids("a\n"), 2, ("\n",), "stop"),
+        (ids("ab#"), 9, ("##",), None),
+        (ids("ab##"), 9, ("##",), "stop"),
+        (ids("ab##"), 9, ("xx", "b##"), "stop"),
+        (ids("ab"), 2, ("##",), "length"),
+        ([1, *ids("a")], 9, ("<|im_start|>",), None),
+    ],
+)
+def test_finish_reason(
+    token_ids: list[int], max_tokens: int, stop: tuple[str, ...], reason: str | None
+) -> None:
+    assert TRANSCRIBER.finish_reason(token_ids, limits(max_tokens, *stop)) == reason
+
+
+def test_any_of_several_end_tokens_ends() -> None:
+    transcriber = Transcriber(TOKENIZER, [END, 77])
+    assert transcriber.finish_reason([5, 77], limits()) == "stop"
+    assert transcriber.finish_reason([77, 5], limits()) is None
+
+
+def test_tokens_stay_and_special_ones_are_not_text() -> None:
+    token_ids = [*ids("4é2"), END]
+    found = transcribe(token_ids)
+    assert found.token_ids == tuple(token_ids)
+    assert found.sampling_logprobs == tuple(-float(n) for n in range(len(token_ids)))
+    assert (found.text, found.output_text) == ("4é2", "4é2")
+    assert (found.num_reasoning_tokens, found.allowed_tokens) == (0, None)
+
+
+@pytest.mark.parametrize(
+    ("stop", "output_text"),
+    [
+        ((), "one. two; three"),
+        ((";",), "one. two"),
+        ((";", "."), "one"),
+        (("three", "two"), "one. "),
+        (("one",), ""),
+        (("four",), "one. two; three"),
+    ],
+)
+def test_the_answer_ends_before_the_earliest_stop_string(
+    stop: tuple[str, ...], output_text: str
+) -> None:
+    found = transcribe(ids("one. two; three"), *stop)
+    assert (found.text, found.output_text) == ("one. two; three", output_text)
+
+
+def test_a_thinking_block_is_cut_and_counted() -> None:
+    found = transcribe([*ids("<think>2+2</think>\n\n4"), END])
+    assert found.text == "<think>2+2</think>\n\n4"
+    assert found.output_text == "4"
+    assert found.num_reasoning_tokens == len("<think>2+2</think>")
+
+
+def test_a_stop_string_after_the_thoughts() -> None:
+    found = transcribe(ids("<think>a. b.</think>c. d"), ".")
+    assert found.output_text == "c"
+
+
+def test_a_block_that_the_prompt_has_opened() -> None:
+    found = transcribe(ids("2+2</think>4"), prompt="what?\n<think>\n")
+    assert (found.output_text, found.num_reasoning_tokens) == ("4", len("2+2</think>"))
+
+
+def test_an_answer_of_nothing_but_the_end() -> None:
+    found = transcribe([END])
+    assert (found.token_ids, found.text, found.output_text) == ((END,), "", "")
+
+
+def test_allowed_tokens_are_handed_on() -> None:
+    bits = np.array([[128, 1]], np.uint8)
+    found = TRANSCRIBER.completion([5], [-1.0], "length", [3], limits(), bits)
+    assert found.allowed_tokens is bits and found.is_truncated

@@ -1,0 +1,282 @@
+"""Every number of a step and of an evaluation, from a small record worked by hand."""
+
+import math
+from typing import Any
+
+import pytest
+from made import make_completion, make_evaluation, make_grade, make_group, make_prompt
+
+from rft.runs.results import results_columns
+from rft.runs.tables import EVALUATION_SCHEMA, SAMPLES_SCHEMA
+from rft.training.evaluation import Evaluation
+from rft.training.metrics import (
+    all_errors,
+    evaluation_metrics,
+    evaluation_rows,
+    grading_failures,
+    metric_tree,
+    results_row,
+    sample_rows,
+    step_metrics,
+)
+from rft.training.trainer import StepRecord
+from rft.training.update import Sums, Update
+
+PARTS = [("whole", "multi"), ("exact", "string_check"), ("code", "python")]
+SECONDS = {"sampling": 2.0, "training": 3.0, "sync": 0.25, "full_iteration": 5.5}
+
+
+def multi_grade(reward: float | None, exact: float, code: float | None, **errors: str) -> Any:
+    parts = {"exact": make_grade(exact), "code": make_grade(code, errors)}
+    return make_grade(reward, errors, **parts)
+
+
+def make_update(**sums: float) -> Update:
+    values: dict[str, Any] = {
+        "loss": 0.5, "policy_loss": 0.25, "kl": 0.125, "num_tokens": 8, "entropy": 4.0,
+        "num_clipped": 2, "gap": 0.08, "gap_max": 0.05,
+    }  # fmt: skip
+    return Update(Sums(**(values | sums)), gradient_norm=3.0, update_norm=0.5, learning_rate=0.1)
+
+
+def make_record(updates: tuple[Update, ...] = (make_update(),)) -> StepRecord:
+    """Prompt 0: rewards 1 and 0; prompt 1: one ungraded; prompt 2, replaced: 0.5 twice, the same tokens."""
+    lively = make_group(
+        multi_grade(1.0, 1.0, 1.0),
+        multi_grade(0.0, 0.0, 0.0, sample_parse_error="no number"),
+        completions=[
+            make_completion((5, 6, 7), num_reasoning_tokens=2),
+            make_completion((5,), finish_reason="length"),
+        ],
+    )
+    half = make_group(
+        multi_grade(None, 1.0, None, python_grader_server_error="slow"),
+        multi_grade(0.5, 0.5, 0.5),
+        ordinal=1,
+        completions=[make_completion((8, 9)), make_completion((8, 10))],
+    )
+    dull = make_group(
+        multi_grade(0.5, 0.5, 0.5),
+        multi_grade(0.5, 0.5, 0.5),
+        ordinal=2,
+        completions=[make_completion((5, 6))] * 2,
+    )
+    advantages = ((0.7, -0.7), (None, None))
+    return StepRecord(4, (lively, half), advantages, (dull,), updates, SECONDS)
+
+
+def test_step_metrics() -> None:
+    metrics = step_metrics(make_record())
+    # rewards 1 0 0.5 0.5 0.5: mean 0.5, Σ(x − 0.5)² = 0.5, std √(0.5/5); 6 rollouts of 12 tokens
+    assert metrics == pytest.approx(
+        {
+            "train_reward_mean": 0.5,
+            "train_reward_mean/exact": 3.5 / 6,  # 1 0 1 0.5 0.5 0.5
+            "train_reward_mean/code": 0.5,  # 1 0 – 0.5 0.5 0.5
+            "train_reward_std": math.sqrt(0.1),
+            "completion_tokens_mean": 2.0,
+            "reasoning_tokens_mean": 2 / 6,
+            "mean_unresponsive_rewards": 1 / 6,
+            "errors/train_python_grader_server_error_count": 1,
+            "errors/train_sample_parse_error_count": 1,
+            "rollout/groups": 3,
+            "rollout/zero_signal_groups": 1,
+            "rollout/skipped_groups": 1,
+            "rollout/resampled_groups": 1,
+            "rollout/truncated_fraction": 1 / 6,
+            "rollout/distinct_fraction": (1 + 1 + 0.5) / 3,
+            "loss/total": 0.5,
+            "loss/policy": 0.25,
+            "loss/kl": 0.125,
+            "policy/entropy": 0.5,
+            "policy/clipped_fraction": 0.25,
+            "rollout/logprob_gap": 0.01,
+            "rollout/logprob_gap_max": 0.05,
+            "optimizer/gradient_norm": 3.0,
+            "optimizer/update_norm": 0.5,
+            "optimizer/learning_rate": 0.1,
+            "optimizer/trained_tokens": 8,
+            "timing/sampling": 2.0,
+            "timing/training": 3.0,
+            "timing/sync": 0.25,
+            "timing/full_iteration": 5.5,
+            "timing/sampling_tokens_per_second": 6.0,
+        },
+        rel=1e-12,
+    )
+
+
+def test_several_updates() -> None:
+    """The gap speaks of the first update, before the policy has moved from the sampler's."""
+    second = make_update(num_tokens=2, entropy=1.0, num_clipped=3, gap=5.0, gap_max=4.0, kl=0.375)
+    metrics = step_metrics(make_record((make_update(), second)))
+    found = {key: metrics[key] for key in metrics if key.split("/")[0] in ("loss", "policy")}
+    assert found == pytest.approx(
+        {
+            "loss/total": 1.0,
+            "loss/policy": 0.5,
+            "loss/kl": 0.25,
+            "policy/entropy": 0.5,
+            "policy/clipped_fraction": 0.5,
+        }
+    )
+    assert metrics["rollout/logprob_gap"] == pytest.approx(0.01)
+    assert metrics["rollout/logprob_gap_max"] == 0.05
+    assert metrics["optimizer/trained_tokens"] == 10
+
+
+def test_a_step_that_computed_nothing_has_no_ratios() -> None:
+    nothing = make_update(num_tokens=0, entropy=0.0, num_clipped=0, gap=0.0, gap_max=0.0)
+    metrics = step_metrics(make_record((nothing,)))
+    for key in ("policy/entropy", "policy/clipped_fraction", "rollout/logprob_gap"):
+        assert metrics[key] is None
+    assert metrics["rollout/logprob_gap_max"] is None
+
+
+def test_a_step_without_a_grade() -> None:
+    group = make_group(None, None)
+    metrics = step_metrics(StepRecord(1, (group,), ((None, None),), (), (make_update(),), SECONDS))
+    assert math.isnan(metrics["train_reward_mean"]) and metrics["train_reward_std"] is None
+    assert metrics["mean_unresponsive_rewards"] == 1
+    assert (metrics["rollout/zero_signal_groups"], metrics["rollout/skipped_groups"]) == (0, 1)
+
+
+def test_evaluation_metrics() -> None:
+    rows = make_evaluation([1.0, None], [0.5, 0.0], step=4)
+    metrics = evaluation_metrics(rows, pass_threshold=0.5)
+    assert metrics == pytest.approx(
+        {
+            "valid_reward_mean": 0.375,
+            "valid_reward_se": 0.125,  # row means 0.5 and 0.25
+            "valid_graded_reward_mean": 0.5,
+            "valid_ungraded_fraction": 0.25,
+            "valid_pass@1": 0.5,
+            "valid_pass@2": 1.0,
+            "valid_completion_tokens_mean": 1.0,
+            "valid_reasoning_tokens_mean": 0.0,
+            "valid_truncated_fraction": 0.0,
+            "timing/evaluation": 0.5,
+        },
+        rel=1e-12,
+    )
+
+
+def make_multi_evaluation() -> Evaluation:
+    group = make_group(
+        multi_grade(0.5, 0.5, 0.5), multi_grade(None, 0.5, None, other_error="why")
+    )
+    return Evaluation(4, (group,), 0.5)
+
+
+def flat_and_tree() -> tuple[dict[str, Any], dict[str, Any]]:
+    record, evaluation = make_record(), make_multi_evaluation()
+    flat = {"step": 4, "total_steps": 9} | step_metrics(record)
+    flat |= evaluation_metrics(evaluation, 1.0)
+    return flat, metric_tree(flat, PARTS, record, evaluation)
+
+
+def test_the_tree_of_an_event() -> None:
+    _, tree = flat_and_tree()
+    assert (tree["step"], tree["total_steps"]) == (4, 9)
+    assert tree["train_mean_reward"] == 0.5
+    assert tree["full_valid_mean_reward"] == 0.25
+    assert tree["full_valid_mean_parse_error"] == 0
+    assert tree["scores"]["graders"] == [
+        {"name": "whole", "type": "multi", "train_reward_mean": 0.5, "valid_reward_mean": 0.5},
+        {
+            "name": "exact",
+            "type": "string_check",
+            "train_reward_mean": pytest.approx(3.5 / 6),
+            "valid_reward_mean": 0.5,
+        },
+        {"name": "code", "type": "python", "train_reward_mean": 0.5, "valid_reward_mean": 0.5},
+    ]
+    exact, code = tree["errors"]["graders"][1:]
+    assert set(exact) == {"name", "type"} | {
+        f"{split}_{kind}_{measure}"
+        for kind in ("sample_parse_error", "invalid_variable_error", "other_error")
+        for split in ("train", "valid")
+        for measure in ("mean", "count")
+    }
+    assert exact["train_sample_parse_error_count"] == 0
+    assert code["train_sample_parse_error_count"] == 1
+    assert code["train_sample_parse_error_mean"] == pytest.approx(1 / 6)
+    assert code["valid_other_error_mean"] == 0.5
+    assert code["train_python_grader_server_error_count"] == 1
+    assert tree["usage"]["samples"] == {
+        "train_reasoning_tokens_mean": pytest.approx(2 / 6),
+        "train_reasoning_tokens_count": 2,
+        "valid_reasoning_tokens_mean": 0,
+        "valid_reasoning_tokens_count": 0,
+    }
+    assert tree["timing"]["step"] == {
+        "sampling": 2.0, "training": 3.0, "eval": 0.5, "full_iteration": 5.5,
+    }  # fmt: skip
+
+
+def test_a_tree_without_an_evaluation_and_one_without_a_step() -> None:
+    record, evaluation = make_record(), make_multi_evaluation()
+    flat = {"step": 4, "total_steps": 9} | step_metrics(record)
+    tree = metric_tree(flat, PARTS, record, None)
+    assert tree["full_valid_mean_reward"] is None and tree["full_valid_mean_parse_error"] is None
+    assert tree["scores"]["graders"][0]["valid_reward_mean"] is None
+    assert tree["errors"]["graders"][2]["valid_other_error_count"] is None
+
+    flat = {"step": 0, "total_steps": 9} | evaluation_metrics(evaluation, 1.0)
+    tree = metric_tree(flat, PARTS, None, evaluation)
+    assert tree["train_mean_reward"] is None and tree["full_valid_mean_reward"] == 0.25
+    assert tree["timing"]["step"]["sampling"] is None
+
+
+def test_a_line_of_results_fills_the_columns() -> None:
+    flat, tree = flat_and_tree()
+    row = results_row(flat, tree)
+    assert set(row) == set(results_columns(PARTS))
+    assert row["pg_loss_sum"] == 0.25 and row["total_loss_sum"] == 0.5
+    assert row["scores/graders/python/code/valid_reward_mean"] == 0.5
+    assert row["errors/graders/python/code/errors/train_sample_parse_error_count"] == 1
+
+
+def test_sample_rows() -> None:
+    rows = sample_rows(make_record())
+    assert [(row["ordinal"], row["sample"]) for row in rows] == [
+        (0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1),
+    ]  # fmt: skip
+    assert [row["advantage"] for row in rows] == [0.7, -0.7, None, None, None, None]
+    assert [row["reward"] for row in rows] == [1.0, 0.0, None, 0.5, 0.5, 0.5]
+    assert [row["num_tokens"] for row in rows] == [3, 1, 2, 2, 2, 2]
+    assert rows[1]["finish_reason"] == "length"
+    assert rows[2]["errors"] == {"python_grader_server_error": "slow"}
+    assert rows[2]["sub_rewards"] == {"exact": 1.0, "code": None}
+    assert set(rows[0]) == set(SAMPLES_SCHEMA.names) - {"step"}
+
+
+def test_evaluation_rows() -> None:
+    group = make_group(1.0, 0.0, prompt=make_prompt(5, answer=42))
+    rows = evaluation_rows(Evaluation(1, (group,), 0.0))
+    assert set(rows[0]) == set(EVALUATION_SCHEMA.names) - {"step"}
+    assert [(row["row"], row["sample"], row["item"]) for row in rows] == [
+        (5, 0, {"answer": 42}),
+        (5, 1, {"answer": 42}),
+    ]
+
+
+def test_errors_of_parts_are_errors_of_the_grade() -> None:
+    grade = make_grade(
+        0.0, {"a": "top"}, part=make_grade(0.0, {"b": "deep"}, inner=make_grade(0.0, {"c": "deeper"}))
+    )
+    assert all_errors(grade) == {"a": "top", "b": "deep", "c": "deeper"}
+
+
+def test_what_counts_as_a_grading_failure() -> None:
+    grades = [
+        make_grade(1.0),
+        make_grade(0.0, {"sample_parse_error": "the sample's own fault"}),
+        make_grade(0.0, {"other_error": "x"}),
+        make_grade(None),
+        make_grade(1.0, part=make_grade(None, {"python_grader_server_error": "x"})),
+    ]
+    group = make_group(*grades)
+    failed = grading_failures([group])
+    assert [rollout.grade for _, rollout in failed] == grades[2:]
+    assert all(found is group for found, _ in failed)
