@@ -1,16 +1,16 @@
 """What can go wrong, as one tree; the command line turns each leaf into an exit code.
 
-    RftError
-    ├── UserError            2   the person can mend it: document, data, grader, model name, run folder
-    │   ├── JobError             the job document
-    │   ├── DataError            a data file
-    │   ├── GraderError          a grader document, its template, formula or source
-    │   ├── ModelError           a model that cannot be found, read or trained
-    │   ├── RunError             a run folder or a checkpoint in it
-    │   └── NotYetError          a legal request that is not built yet
-    ├── MachineError         3   the machine lacks something: disk, memory, a package, a device
-    ├── JobFailedError       4   the job started and could not go on
-    └── PausedError         75   the job stopped on request and can be resumed
+RftError
+├── UserError            2   the person can mend it: document, data, grader, model name, run folder
+│   ├── JobError             the job document
+│   ├── DataError            a data file
+│   ├── GraderError          a grader document, its template, formula or source
+│   ├── ModelError           a model that cannot be found, read or trained
+│   ├── RunError             a run folder or a checkpoint in it
+│   └── NotYetError          a legal request that is not built yet
+├── MachineError         3   the machine lacks something: disk, memory, a package, a device
+├── JobFailedError       4   the job started and could not go on
+└── PausedError         75   the job stopped on request and can be resumed
 """
 
 from collections.abc import Iterable, Sequence
@@ -36,7 +36,9 @@ class RftError(Exception):
 
     exit_code = 1
 
-    def __init__(self, problems: str | Problem | Iterable[Problem], *, where: str = "", remedy: str = ""):
+    def __init__(
+        self, problems: str | Problem | Iterable[Problem], *, where: str = "", remedy: str = ""
+    ):
         if isinstance(problems, str):
             problems = Problem(problems, where, remedy)
         self.problems: Sequence[Problem] = (

@@ -6,6 +6,7 @@ B completions, T tokens of the longest one; index t speaks of token t.
 import hashlib
 import json
 import math
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +23,6 @@ from peft import (
     set_peft_model_state_dict,
 )
 from peft.tuners.lora import LoraLayer
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -182,7 +182,8 @@ def new_policy(
         task_type="CAUSAL_LM",
     )
     try:
-        model = get_peft_model(base, config)
+        with _without_notices():
+            model = get_peft_model(base, config)
     except ValueError as error:
         raise ModelError(
             f"LoRA cannot be put on {targets!r}: {error}",
@@ -198,16 +199,22 @@ def continued_policy(
     base: PreTrainedModel, adapter: Path, gradient_checkpointing: bool = False
 ) -> Policy:
     """A policy that goes on from a saved adapter, which also stays beside it as the reference."""
-    model = PeftModel.from_pretrained(base, str(adapter), adapter_name=ADAPTER, is_trainable=True)
-    model.load_adapter(str(adapter), adapter_name=REFERENCE, is_trainable=False)
+    with _without_notices():
+        model = PeftModel.from_pretrained(
+            base, str(adapter), adapter_name=ADAPTER, is_trainable=True
+        )
+        model.load_adapter(str(adapter), adapter_name=REFERENCE, is_trainable=False)
     model.set_adapter(ADAPTER)
     _refuse_untrainable_targets(model)
     return Policy(model, gradient_checkpointing)
 
 
-def read_adapter(folder: Path) -> dict[str, Tensor]:
-    """The tensors of a saved adapter; safetensors only."""
-    return load_file(folder / "adapter_model.safetensors")
+@contextmanager
+def _without_notices() -> Iterator[None]:
+    """peft asks transformers by a name that transformers announces to drop; nobody here can act on it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
 
 
 def _refuse_untrainable_targets(model: PeftModel) -> None:

@@ -14,6 +14,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging as transformers_logging
 
 from rft.errors import MachineError, ModelError
 from rft.job import ModelSettings
@@ -100,6 +101,7 @@ def load_model(
     Raises ModelError when the folder holds no whole causal language model, MachineError when the
     machine lacks the memory or a package.
     """
+    transformers_logging.disable_progress_bar()
     placement: dict[str, Any] = {}
     if settings.quantization == "4bit":
         placement = {"quantization_config": _four_bit(device), "device_map": {"": device}}

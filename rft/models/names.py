@@ -28,7 +28,7 @@ class ModelSource:
     adapter: Path | None
     """A PEFT folder to continue from."""
     base_name: str
-    """What finds the base model again: built-in name, hub id or absolute path."""
+    """What plain transformers finds the base model by: hub id or absolute path."""
 
 
 def find_model(name: str, *, runs_folder: Path) -> ModelSource:
@@ -55,10 +55,10 @@ def find_model(name: str, *, runs_folder: Path) -> ModelSource:
 def _locate(name: str, runs_folder: Path, asked_by: Path | None = None) -> tuple[Path, str]:
     """The folder of a model or adapter, and the name that finds it from anywhere."""
     if builtin := BUILTIN_MODELS.get(name):
-        return builtin_folder(builtin), name
+        return _found(builtin_folder(builtin))
     path = Path(name).expanduser()
     if name and path.is_dir() and not RunFolder(path).is_run:
-        return path.absolute(), str(path.absolute())
+        return _found(path)
     if path.is_file():
         if path.suffix.lower() != ".gguf":
             raise ModelError(
@@ -66,14 +66,17 @@ def _locate(name: str, runs_folder: Path, asked_by: Path | None = None) -> tuple
                 where=name,
                 remedy="name the folder that holds config.json and the safetensors files",
             )
-        return converted_folder(path), str(path.absolute())
+        return _found(converted_folder(path))
     run = split_reference(name)[0]
     if run and any(RunFolder(parent / run).is_run for parent in (Path(), runs_folder)):
-        folder = adapter_folder(name, runs_folder)
-        return folder, str(folder.absolute())
+        return _found(adapter_folder(name, runs_folder))
     if HUB_ID.fullmatch(name) and not name.endswith(".gguf"):
         return hub_folder(name), name
     raise _not_found(name, runs_folder, asked_by)
+
+
+def _found(folder: Path) -> tuple[Path, str]:
+    return folder.absolute(), str(folder.absolute())
 
 
 def _not_found(name: str, runs_folder: Path, asked_by: Path | None) -> ModelError:
@@ -132,8 +135,12 @@ def _base_of(adapter: Path) -> str:
             where=str(config_file),
             remedy="write the base model's name or folder there",
         )
+    if Path(base).is_dir():
+        return base
+    if Path(base).name in BUILTIN_MODELS:  # trained on another machine, whose cache lay elsewhere
+        return Path(base).name
     beside = adapter / base
-    return str(beside) if beside.is_dir() and not Path(base).is_dir() else base
+    return str(beside) if beside.is_dir() else base
 
 
 def _check_model_folder(folder: Path) -> None:

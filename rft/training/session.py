@@ -16,6 +16,7 @@ from rft.graders import grader_parts
 from rft.job import Job, ResolvedJob, dump_job
 from rft.policy import Policy
 from rft.rollout.collect import Collector
+from rft.rollout.native import NativeSampler
 from rft.runs.compare import compare_evaluations
 from rft.runs.environment import environment
 from rft.runs.layout import RUNS_FOLDER, RunChoice, RunFolder, choose_run_folder
@@ -63,6 +64,8 @@ def train(
     with ExitStack() as stack:
         stack.callback(ranks.close)
         workshop = open_workshop(job, rows, runs_folder)
+        policy = make_policy(workshop)
+        sampler = make_sampler(workshop, policy)
         choice = ranks.broadcast(
             choose_run_folder(job.suffix, run_folder, resume, runs_folder)
             if ranks.is_main
@@ -71,7 +74,7 @@ def train(
         assert choice is not None
         if choice.action == "finished":
             return finished_outcome(choice.folder)
-        session = Session.open(workshop, ranks, report, choice, job_text, stack)
+        session = Session.open(workshop, policy, sampler, ranks, report, choice, job_text, stack)
         for warning in data_warnings(rows.train, rows.valid):
             session.say("warn", warning)
         return session.run()
@@ -112,13 +115,15 @@ class Session:
     def open(
         cls,
         workshop: Workshop,
+        policy: Policy,
+        sampler: NativeSampler,
         ranks: Ranks,
         report: Report,
         choice: RunChoice,
         job_text: str,
         stack: ExitStack,
     ) -> "Session":
-        """Build every part, take the run's lock, and go back to its newest state if there is one."""
+        """Take the run's lock, put the parts together, and go back to the newest state if there is one."""
         job, folder = workshop.job, RunFolder(choice.folder)
         parts = grader_parts(job.grader)
         writer = stack.enter_context(RunWriter(choice.folder, parts)) if ranks.is_main else None
@@ -129,8 +134,6 @@ class Session:
             writer.status("validating_files", total_steps=total_steps)
             writer.document("job.yaml", job_text)
             writer.document("job.resolved.yaml", dump_job(job))
-        policy = make_policy(workshop)
-        sampler = make_sampler(workshop, policy)
         collector = make_collector(job, sampler, stack)
         updater = Updater(job, policy, ranks, total_steps, sampler.is_exact)
         trainer = Trainer(job, workshop.train_prompts, sampler, collector, updater, ranks)
@@ -207,6 +210,8 @@ class Session:
         if writer:
             writer.status("running", step=self._progress.step, total_steps=self._total_steps)
         self.say("info", "Fine-tuning job started")
+        if workshop.source.adapter is not None:
+            self.say("info", "Continuing from an adapter: engine.lora is what that adapter has")
         self._report.started(self._facts(workshop))
 
     def _facts(self, workshop: Workshop) -> dict[str, Any]:
@@ -378,7 +383,7 @@ def outcome_of(folder: Path, status: str, message: str) -> Outcome:
     return Outcome(
         status=status,
         run_folder=folder,
-        step=max(valid, default=0),
+        step=run.status().step,
         baseline=valid.get(0),
         best_step=best.step if best else None,
         best=best.valid_reward_mean if best else None,

@@ -62,7 +62,7 @@ def test_a_gguf_file_is_converted(
 ) -> None:
     path = write_gguf()
     source = find_model(str(path), runs_folder=tmp_path)
-    assert (source.folder.parent, source.base_name) == (cache, str(path))
+    assert (source.folder.parent, source.base_name) == (cache, str(source.folder))
 
 
 def run_with_checkpoint(tmp_path: Path) -> Path:

@@ -47,11 +47,18 @@ def prefilled(kind: AttentionKind, sequence: Sequence, length: int) -> Prefill:
     return prefill
 
 
-def decode(kind: AttentionKind, slots: Slots, sequences: list[Sequence], places: list[int]) -> Tensor:
+def decode(
+    kind: AttentionKind, slots: Slots, sequences: list[Sequence], places: list[int]
+) -> Tensor:
     """One step of slots 0…B−1: row b appends token `places[b]` of its sequence, (B, heads, width)."""
     slots.begin_step(torch.tensor(places), max(places))
     query, key, value = (
-        torch.cat([sequence[part][:, :, place : place + 1] for sequence, place in zip(sequences, places, strict=True)])
+        torch.cat(
+            [
+                sequence[part][:, :, place : place + 1]
+                for sequence, place in zip(sequences, places, strict=True)
+            ]
+        )
         for part in range(3)
     )
     return slots.attend(kind, query, key, value)[:, :, 0]
@@ -60,13 +67,13 @@ def decode(kind: AttentionKind, slots: Slots, sequences: list[Sequence], places:
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_prompt_then_tokens_one_by_one(kind: AttentionKind) -> None:
     """Rows of unlike lengths cross the borders of the length buckets."""
-    sequences = [make_sequence(30, seed) for seed in range(3)]
-    prompt_lengths = [1, 6, 15]
-    slots = Slots(num_slots=4, capacity=30, device=CPU)
+    sequences = [make_sequence(48, seed) for seed in range(3)]
+    prompt_lengths = [1, 12, 28]
+    slots = Slots(num_slots=4, capacity=48, device=CPU)
     for slot, (sequence, length) in enumerate(zip(sequences, prompt_lengths, strict=True)):
         slots.fill(slot, prefilled(kind, sequence, length))
     expected = [plain(kind, sequence) for sequence in sequences]
-    for step in range(14):
+    for step in range(20):
         places = [length + step for length in prompt_lengths]
         found = decode(kind, slots, sequences, places)
         for row, place in enumerate(places):
@@ -115,26 +122,26 @@ def test_a_move_copies_no_more_than_it_is_told() -> None:
     slots.fill(1, prefilled(kind, second, 8))
     slots.move(source=1, target=0, length=3)
     assert torch.equal(slots.keys[0][0, :, :3], second[1][0, :, :3])
-    assert torch.equal(slots.keys[0][0, :, 3:], first[1][0, :, 3:])
+    assert torch.equal(slots.keys[0][0, :, 3:8], first[1][0, :, 3:])
     assert torch.equal(slots.values[0][0, :, :3], second[2][0, :, :3])
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_neighbours_do_not_matter(kind: AttentionKind) -> None:
     """A row alone, and beside one whose bucket of lengths is larger."""
-    short, long = make_sequence(40, 1), make_sequence(40, 2)
-    alone, together = Slots(4, 40, CPU), Slots(4, 40, CPU)
+    short, long = make_sequence(80, 1), make_sequence(80, 2)
+    alone, together = Slots(4, 80, CPU), Slots(4, 80, CPU)
     for slots in (alone, together):
         slots.fill(0, prefilled(kind, short, 5))
-    together.fill(1, prefilled(kind, long, 30))
+    together.fill(1, prefilled(kind, long, 62))
     for step in range(4):
-        beside = decode(kind, together, [short, long], [5 + step, 30 + step])
+        beside = decode(kind, together, [short, long], [5 + step, 62 + step])
         torch.testing.assert_close(
             beside[:1], decode(kind, alone, [short], [5 + step]), rtol=1e-5, atol=1e-6
         )
 
 
-@pytest.mark.parametrize(("asked", "capacity"), [(1, 8), (8, 8), (9, 16), (64, 64)])
+@pytest.mark.parametrize(("asked", "capacity"), [(1, 32), (32, 32), (33, 64), (64, 64)])
 def test_capacity_is_whole_buckets(asked: int, capacity: int) -> None:
     slots = Slots(2, asked, CPU)
     assert slots.capacity == capacity

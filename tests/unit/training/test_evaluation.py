@@ -102,4 +102,3 @@ def test_sub_rewards_are_means_over_the_rollouts_that_have_them() -> None:
         make_grade(0.0),
     )
     assert sub_reward_means([group]) == {"a": 0.75, "b": 0.25}
-

@@ -21,9 +21,7 @@ from torch import Tensor
 
 from rft.training.loss import LOSSES, LossInputs, LossOutputs, LossSettings, UpdateCounts
 
-SETTINGS = LossSettings(
-    clip_low=0.25, clip_high=0.5, kl_coefficient=0.0, max_completion_tokens=4
-)
+SETTINGS = LossSettings(clip_low=0.25, clip_high=0.5, kl_coefficient=0.0, max_completion_tokens=4)
 COUNTS = UpdateCounts(num_completions=5, num_tokens=10)
 
 ADVANTAGES = [2.0, -1.0, -4.0, 1.0]
@@ -252,7 +250,10 @@ def test_a_completion_without_signal_changes_nothing_but_the_counts(loss: str) -
 )
 def test_what_each_loss_is_divided_by(loss: str, by_completions: bool, by_tokens: bool) -> None:
     value = run(loss, make_inputs())[0].loss.item()
-    for counts, is_divided in ((UpdateCounts(10, 10), by_completions), (UpdateCounts(5, 20), by_tokens)):
+    for counts, is_divided in (
+        (UpdateCounts(10, 10), by_completions),
+        (UpdateCounts(5, 20), by_tokens),
+    ):
         halved = run(loss, make_inputs(), counts=counts)[0].loss.item()
         assert halved == pytest.approx(value / 2 if is_divided else value, rel=1e-12)
 

@@ -162,9 +162,7 @@ def test_evaluation_metrics() -> None:
 
 
 def make_multi_evaluation() -> Evaluation:
-    group = make_group(
-        multi_grade(0.5, 0.5, 0.5), multi_grade(None, 0.5, None, other_error="why")
-    )
+    group = make_group(multi_grade(0.5, 0.5, 0.5), multi_grade(None, 0.5, None, other_error="why"))
     return Evaluation(4, (group,), 0.5)
 
 
@@ -263,7 +261,9 @@ def test_evaluation_rows() -> None:
 
 def test_errors_of_parts_are_errors_of_the_grade() -> None:
     grade = make_grade(
-        0.0, {"a": "top"}, part=make_grade(0.0, {"b": "deep"}, inner=make_grade(0.0, {"c": "deeper"}))
+        0.0,
+        {"a": "top"},
+        part=make_grade(0.0, {"b": "deep"}, inner=make_grade(0.0, {"c": "deeper"})),
     )
     assert all_errors(grade) == {"a": "top", "b": "deep", "c": "deeper"}
 

@@ -18,7 +18,10 @@ PROGRESS = Progress(
     evaluations_since_best=1,
     watch={"gap": 0, "zero signal": 2},
 )
-TENSORS = {"a.weight": torch.tensor([[1.0, -0.0], [float("inf"), 1e-40]]), "step": torch.tensor(3.0)}
+TENSORS = {
+    "a.weight": torch.tensor([[1.0, -0.0], [float("inf"), 1e-40]]),
+    "step": torch.tensor(3.0),
+}
 
 
 def make_state(step: int = 3) -> State:

@@ -24,9 +24,7 @@ def make_updater(
     return Updater(make_job(*overrides), policy, Ranks(use_cpu=True), total_steps, is_exact)
 
 
-def group_of(
-    advantages: Sequence[float], ordinal: int = 0, num_tokens: int = 3
-) -> TrainingGroup:
+def group_of(advantages: Sequence[float], ordinal: int = 0, num_tokens: int = 3) -> TrainingGroup:
     completions = [
         make_completion([(17 * ordinal + 5 * i + n) % 260 for n in range(num_tokens + i)])
         for i in range(len(advantages))
@@ -34,7 +32,9 @@ def group_of(
     return make_training_group(completions, advantages, ordinal, prompt_ids=(40 + ordinal, 41, 42))
 
 
-def sampled_from(policy: Policy, groups: Sequence[TrainingGroup], shift: float = 0.0) -> list[TrainingGroup]:
+def sampled_from(
+    policy: Policy, groups: Sequence[TrainingGroup], shift: float = 0.0
+) -> list[TrainingGroup]:
     """The groups with the sampling logprobs of the policy, minus `shift` nats per token."""
     anchors = make_updater(policy, is_exact=False).anchors(groups)
     return [

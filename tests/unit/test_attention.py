@@ -1,0 +1,171 @@
+"""Attention over packed groups against attention over one dense mask that says who sees whom."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from rft.attention import (
+    AttentionKind,
+    PackedGroups,
+    PackedSpan,
+    causal_visibility,
+    masked_attention,
+    use_layouts,
+)
+from rft.errors import ModelError
+from tests.tiny import tiny_model
+
+CPU = torch.device("cpu")
+WIDTH = 8
+
+KINDS = [
+    AttentionKind(0, 0.4, None, None),
+    AttentionKind(0, 0.4, 3, None),
+    AttentionKind(0, 0.4, 1, None),
+    AttentionKind(0, 0.4, None, 1.5),
+    AttentionKind(0, 0.4, 4, 1.5),
+]
+
+LAYOUTS = {
+    "one group": [PackedSpan(0, 5, (3, 1, 4))],
+    "a completion without input": [PackedSpan(0, 5, (2, 0, 4))],
+    "the last completion without input": [PackedSpan(0, 2, (2, 0))],
+    "the first completion without input": [PackedSpan(0, 2, (0, 2))],
+    "no completion with input": [PackedSpan(0, 4, (0, 0))],
+    "no completions": [PackedSpan(0, 4, ())],
+    "three groups": [
+        PackedSpan(0, 1, (6, 2)),
+        PackedSpan(9, 7, (0,)),
+        PackedSpan(16, 2, (1, 1, 1)),
+    ],
+}
+
+
+def dense_visibility(spans: list[PackedSpan], window: int | None) -> Tensor:
+    """(N, N): token q sees token k, written down pair by pair."""
+    places: list[tuple[int, int, int]] = []  # group, completion (−1: the prompt), logical position
+    for group, span in enumerate(spans):
+        places += [(group, -1, n) for n in range(span.prompt_length)]
+        for completion, length in enumerate(span.completion_lengths):
+            places += [(group, completion, span.prompt_length + n) for n in range(length)]
+
+    def sees(query: tuple[int, int, int], key: tuple[int, int, int]) -> bool:
+        is_near = window is None or key[2] > query[2] - window
+        return query[0] == key[0] and key[1] in (-1, query[1]) and key[2] <= query[2] and is_near
+
+    return torch.tensor([[sees(query, key) for key in places] for query in places])
+
+
+def dense_attention(
+    kind: AttentionKind, query: Tensor, key: Tensor, value: Tensor, visible: Tensor
+) -> Tensor:
+    """Softmax attention in plain words."""
+    repeats = query.shape[1] // key.shape[1]
+    key, value = (tensor.repeat_interleave(repeats, 1) for tensor in (key, value))
+    scores = query @ key.transpose(-1, -2) * kind.scaling
+    if kind.softcap is not None:
+        scores = kind.softcap * torch.tanh(scores / kind.softcap)
+    return scores.masked_fill(~visible, float("-inf")).softmax(-1) @ value
+
+
+def make_tensors(num_tokens: int, num_kv_heads: int = 2) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(num_tokens)
+    return [
+        (2 * torch.randn(1, heads, num_tokens, WIDTH, generator=generator)).requires_grad_()
+        for heads in (4, num_kv_heads, num_kv_heads)
+    ]
+
+
+def relative(found: Tensor, expected: Tensor) -> float:
+    return ((found - expected).norm() / expected.norm().clamp(min=1e-9)).item()
+
+
+@pytest.mark.parametrize("num_kv_heads", [1, 2, 4])
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_packed_groups(layout: str, kind: AttentionKind, num_kv_heads: int) -> None:
+    spans = LAYOUTS[layout]
+    tensors = make_tensors(spans[-1].stop, num_kv_heads)
+    output = PackedGroups(spans).attend(kind, *tensors)
+    expected = dense_attention(kind, *tensors, dense_visibility(spans, kind.sliding_window))
+    assert output.shape == expected.shape
+    assert relative(output, expected) < 1e-5
+    upstream = torch.randn(expected.shape, generator=torch.Generator().manual_seed(0))
+    gradients = torch.autograd.grad(output, tensors, upstream)
+    expected_gradients = torch.autograd.grad(expected, tensors, upstream)
+    for found, wanted in zip(gradients, expected_gradients, strict=True):
+        assert torch.isfinite(found).all()
+        assert (found - wanted).norm() < 1e-5 * upstream.norm()
+
+
+def test_a_completion_does_not_feel_its_neighbours() -> None:
+    """Changing one completion or another group leaves the rest as it was, bit for bit."""
+    spans = [PackedSpan(0, 3, (2, 4)), PackedSpan(9, 2, (3,))]
+    query, key, value = (tensor.detach() for tensor in make_tensors(14))
+    before = PackedGroups(spans).attend(KINDS[0], query, key, value)
+    key, value = key.clone(), value.clone()
+    key[:, :, 5:9] += 1.0
+    value[:, :, 9:] -= 2.0
+    after = PackedGroups(spans).attend(KINDS[0], query, key, value)
+    assert torch.equal(after[:, :, :5], before[:, :, :5])
+    assert not torch.allclose(after[:, :, 5:9], before[:, :, 5:9])
+    assert not torch.allclose(after[:, :, 9:], before[:, :, 9:])
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_masked_attention(kind: AttentionKind) -> None:
+    query, key, value = make_tensors(9)
+    visible = causal_visibility(4, 5, kind.sliding_window, CPU)
+    found = masked_attention(kind, query[:, :, 5:], key, value, visible)
+    expected = dense_attention(kind, query[:, :, 5:], key, value, visible)
+    assert relative(found, expected) < 1e-5
+
+
+@pytest.mark.parametrize("softcap", [None, 1.5])
+def test_no_mask_means_causal(softcap: float | None) -> None:
+    kind, tensors = AttentionKind(0, 0.4, None, softcap), make_tensors(6)
+    causal = torch.ones(6, 6).tril().bool()
+    expected = dense_attention(kind, *tensors, causal)
+    assert relative(masked_attention(kind, *tensors, None), expected) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("num_queries", "num_before", "window", "expected"),
+    [
+        (3, 0, None, ["x..", "xx.", "xxx"]),
+        (2, 2, None, ["xxx.", "xxxx"]),
+        (3, 0, 1, ["x..", ".x.", "..x"]),
+        (3, 1, 2, ["xx..", ".xx.", "..xx"]),
+        (1, 4, 3, ["..xxx"]),
+    ],
+)
+def test_causal_visibility(
+    num_queries: int, num_before: int, window: int | None, expected: list[str]
+) -> None:
+    visible = causal_visibility(num_queries, num_before, window, CPU)
+    assert ["".join(".x"[cell] for cell in row) for row in visible.tolist()] == expected
+
+
+def test_a_model_called_without_a_layout_is_refused() -> None:
+    model = tiny_model()
+    use_layouts(model)
+    with pytest.raises(ModelError, match="LlamaAttention does not pass its keyword arguments"):
+        model(input_ids=torch.tensor([[1, 2, 3]]), use_cache=False)
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral sliding", "gemma2 sliding"])
+def test_a_model_under_a_layout_is_the_model(family: str) -> None:
+    """One prompt in the packed layout against the family's own attention and masks."""
+    model = tiny_model(family, attn_implementation="eager")
+    token_ids = torch.arange(1, 21)[None]
+    with torch.no_grad():
+        expected = model(input_ids=token_ids, use_cache=False).logits
+        use_layouts(model)
+        layout = PackedGroups([PackedSpan(0, 20, ())])
+        found = model(
+            input_ids=token_ids,
+            position_ids=torch.arange(20)[None],
+            use_cache=False,
+            layout=layout,
+        ).logits
+    assert relative(found, expected) < 1e-5
