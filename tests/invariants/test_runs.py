@@ -9,7 +9,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rft.errors import PausedError
+from rft.errors import PausedError, RunError
 from rft.job import load_job
 from rft.runs.layout import RunFolder
 from rft.runs.reader import open_run
@@ -115,9 +115,33 @@ def test_three_checkpoints_at_most_and_two_states_stay(whole: Path) -> None:
     assert sorted(path.name for path in folder.states.iterdir()) == ["step_7", "step_8"]
 
 
-def test_a_changed_job_is_not_resumed(job_file: Path, tmp_path: Path) -> None:
-    from rft.errors import RunError
+def test_a_job_continues_from_a_checkpoint_which_is_its_reference(
+    job_file: Path, whole: Path, tmp_path: Path
+) -> None:
+    run = open_run(str(whole), whole.parent)
+    checkpoint = run.checkpoints()[0]
+    model = f"model={whole}@{checkpoint.step}"
+    run_job(job_file, tmp_path / "more", model, "engine.training.kl_coefficient=0.1")
+    rows = timeless(tmp_path / "more")
+    assert rows[0]["valid_reward_mean"] == checkpoint.valid_reward_mean
+    assert rows[1]["loss/kl"] == 0
+    assert all(row["loss/kl"] > 0 for row in rows[2:])
+    assert all(row["optimizer/update_norm"] > 0 for row in rows[1:])
+    again = open_run(str(tmp_path / "more"), tmp_path).checkpoints()[-1]
+    config = json.loads((again.folder / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(job_file.parent / "model")
 
+
+def test_several_updates_a_step_use_the_recorded_logprobs(job_file: Path, tmp_path: Path) -> None:
+    keys = ("num_iterations=2", "minibatches=2", "learning_rate=0.05")
+    run_job(job_file, tmp_path / "run", *(f"engine.training.{key}" for key in keys))
+    rows = timeless(tmp_path / "run")[1:]
+    assert any(row["policy/clipped_fraction"] > 0 for row in rows)
+    # the gap is of the first update alone, before the policy has moved
+    assert all(row["rollout/logprob_gap"] < 1e-5 for row in rows)
+
+
+def test_a_changed_job_is_not_resumed(job_file: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     with pytest.raises(PausedError):
         run_job(job_file, folder, "engine.budget.steps=1")

@@ -6,24 +6,22 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file
 from torch import Tensor
 
 from rft.attention import use_layouts
 from rft.errors import ModelError
 from rft.packing import PackedBatch, TokenGroup, pack
-from rft.policy import (
-    LoraShape,
-    Policy,
-    adapter_off,
-    continued_policy,
-    new_policy,
-    read_adapter,
-)
+from rft.policy import LoraShape, Policy, adapter_off, continued_policy, new_policy
 from tests.tiny import make_adapter_large, tiny_model, tiny_policy
 
 CPU = torch.device("cpu")
 SHAPE = LoraShape(rank=4, alpha=8)
 GROUP = TokenGroup((5, 6, 7, 8), ((20, 21, 22), (30,), (40, 41)))
+
+
+def read_adapter(folder: Path) -> dict[str, Tensor]:
+    return load_file(folder / "adapter_model.safetensors")
 
 
 def batch() -> PackedBatch:
@@ -162,10 +160,10 @@ def test_plain_peft_loads_a_saved_adapter(tmp_path: Path) -> None:
     policy = tiny_policy()
     policy.save_adapter(tmp_path)
     loaded = PeftModel.from_pretrained(tiny_model(), str(tmp_path))
-    ids = torch.tensor([GROUP.prompt_ids + (20, 21)])
+    ids = torch.tensor([(*GROUP.prompt_ids, 20, 21)])
     with torch.no_grad():
         found = loaded(input_ids=ids, use_cache=False).logits[0]
-    torch.testing.assert_close(found, plain_logits(policy, GROUP.prompt_ids + (20, 21)))
+    torch.testing.assert_close(found, plain_logits(policy, (*GROUP.prompt_ids, 20, 21)))
 
 
 def test_a_saved_adapter_is_the_same_bytes_each_time(tmp_path: Path) -> None:
@@ -249,9 +247,15 @@ def test_the_reference_has_no_dropout(tmp_path: Path) -> None:
 def test_training_mode_ends_with_the_update() -> None:
     policy = tiny_policy()
     assert not policy.model.training
-    with pytest.raises(KeyError), policy.updating():
+    with policy.updating():
         assert policy.model.training
-        raise KeyError
+    assert not policy.model.training
+
+
+def test_training_mode_ends_with_a_failed_update() -> None:
+    policy = tiny_policy()
+    with pytest.raises(IndexError), policy.updating():
+        policy.score(pack([TokenGroup((5, 999), ((6,),))], CPU), 1.0)
     assert not policy.model.training
 
 

@@ -76,7 +76,7 @@ def make_prompt(row: int = 0, token_ids: Sequence[int] = (3, 4), /, **item: Any)
 
 
 def make_group(
-    *rewards: float | None | Grade,
+    *rewards: float | Grade | None,
     ordinal: int = 0,
     completions: Sequence[Completion] | None = None,
     prompt: Prompt | None = None,

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made import make_evaluation
+from safetensors import SafetensorError
 
 from rft.errors import MachineError
 from rft.policy import Policy
@@ -33,12 +34,12 @@ class NamedWeights(Policy):
 class FullDisk(Policy):
     """A policy whose adapter fits only in part."""
 
-    def __init__(self) -> None:
-        pass
+    def __init__(self, error: Exception):
+        self.error = error
 
     def save_adapter(self, folder: Path) -> None:
         (folder / "adapter_model.safetensors").write_text("ha")
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        raise self.error
 
 
 def open_store(root: Path, keep: int = 3) -> CheckpointStore:
@@ -102,11 +103,12 @@ def test_what_stands_in_a_checkpoint(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize("keep", [1, 3])
 @pytest.mark.parametrize(("first", "again"), [(0.5, 0.6), (0.6, 0.5)])
 def test_a_step_that_is_computed_again_replaces_its_checkpoint(
-    tmp_path: Path, first: float, again: float
+    tmp_path: Path, first: float, again: float, keep: int
 ) -> None:
-    store = open_store(tmp_path)
+    store = open_store(tmp_path, keep)
     save(store, 2, first)
     store.save(NamedWeights("second"), make_evaluation([again], step=2), {})
     assert contents(tmp_path) == {"step_2": "second"}
@@ -133,12 +135,20 @@ def test_a_crash_between_writing_and_removing_loses_nothing(
     assert list(contents(tmp_path)) == ["step_3", "step_4", "step_5"]
 
 
-def test_a_full_disk_loses_nothing_and_is_said_in_words(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+        SafetensorError("I/O error: No space left on device (os error 28)"),
+    ],
+    ids=["python", "safetensors"],
+)
+def test_a_full_disk_loses_nothing_and_is_said_in_words(tmp_path: Path, error: Exception) -> None:
     store = open_store(tmp_path)
     for step, reward in enumerate([0.1, 0.2, 0.3], 1):
         save(store, step, reward)
     with pytest.raises(MachineError, match="cannot write: No space left on device") as failure:
-        store.save(FullDisk(), make_evaluation([0.9], step=4), {})
+        store.save(FullDisk(error), make_evaluation([0.9], step=4), {})
     assert "free some space" in str(failure.value)
     assert list(contents(tmp_path)) == ["step_1", "step_2", "step_3"]
 

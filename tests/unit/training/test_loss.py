@@ -12,7 +12,7 @@ to [0.75, 1.5]. Per token:
 """
 
 from dataclasses import replace
-from itertools import combinations
+from itertools import combinations, pairwise
 from math import log
 
 import pytest
@@ -207,8 +207,7 @@ def test_micro_batches_add_up_to_the_whole(loss: str, bounds: tuple[int, ...]) -
     inputs = make_inputs(with_reference=True)
     whole, gradient = run(loss, inputs, settings)
     parts = [
-        run(loss, part_of(inputs, slice(low, high)), settings)
-        for low, high in zip(bounds, bounds[1:], strict=False)
+        run(loss, part_of(inputs, slice(low, high)), settings) for low, high in pairwise(bounds)
     ]
     total = sum(outputs.loss.item() for outputs, _ in parts)
     assert total == pytest.approx(whole.loss.item(), rel=1e-12)

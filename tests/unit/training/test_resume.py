@@ -50,6 +50,11 @@ def test_changes_that_finished_steps_do_not_feel(tmp_path: Path, override: str) 
         (f"{PARAMETERS}.batch_size=4", f"{PARAMETERS}.batch_size: 2 → 4"),
         ("method.reinforcement.grader.operation=ilike", "grader.operation: 'eq' → 'ilike'"),
         ("engine.evaluation.pass_threshold=0.5", "engine.evaluation.pass_threshold: 1.0 → 0.5"),
+        ("engine.data.fields.prompt=say hi", "engine.data.fields.prompt: None → 'say hi'"),
+        (
+            "engine.model.chat_template_kwargs.enable_thinking=false",
+            "engine.model.chat_template_kwargs.enable_thinking: None → False",
+        ),
         ("engine.grading.on_exception=exclude", "on_exception: 'minimum' → 'exclude'"),
     ],
 )

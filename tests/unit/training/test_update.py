@@ -208,11 +208,16 @@ def test_importance_weights_are_truncated_and_absent_with_an_exact_sampler(
     assert close(gradient_of(policy, groups, is_exact=is_exact), plain * factor, 1e-4)
 
 
-def test_the_gap_between_sampler_and_trainer(policy: Policy) -> None:
-    groups = sampled_from(policy, [LIVELY], shift=0.25)
-    sums = make_updater(policy).accumulate_gradients(1, groups, None)
-    assert sums.gap == pytest.approx(7 * 0.25, rel=1e-4)
-    assert sums.gap_max == pytest.approx(0.25, rel=1e-4)
+@pytest.mark.parametrize("token_budget", [1, 1000])
+def test_the_gap_between_sampler_and_trainer(policy: Policy, token_budget: int) -> None:
+    """7 tokens a quarter of a nat apart, 9 tokens half a nat, in one micro-batch or two."""
+    near = sampled_from(policy, [LIVELY], shift=0.25)
+    far = sampled_from(policy, [group_of((1.0, -1.0), ordinal=1, num_tokens=4)], shift=-0.5)
+    updater = make_updater(policy, f"engine.training.token_budget={token_budget}")
+    sums = updater.accumulate_gradients(1, near + far, None)
+    assert sums.num_tokens == 16
+    assert sums.gap == pytest.approx(7 * 0.25 + 9 * 0.5, rel=1e-4)
+    assert sums.gap_max == pytest.approx(0.5, rel=1e-4)
 
 
 def test_anchors_of_an_exact_sampler_are_what_it_recorded(policy: Policy) -> None:
@@ -270,8 +275,10 @@ def test_dropout_is_counted() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_the_entropy_is_summed_over_computed_tokens(policy: Policy) -> None:
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_the_entropy_is_summed_over_computed_tokens(policy: Policy, temperature: float) -> None:
     (batch,) = micro_batches([LIVELY], 1000, CPU)
-    expected = policy.score(batch.packed, 1.0).entropies.sum().item()
-    sums = make_updater(policy).accumulate_gradients(1, [LIVELY, DULL], None)
+    expected = policy.score(batch.packed, temperature).entropies.sum().item()
+    updater = make_updater(policy, f"engine.rollout.temperature={temperature}")
+    sums = updater.accumulate_gradients(1, [LIVELY, DULL], None)
     assert sums.entropy == pytest.approx(expected, rel=1e-5)
