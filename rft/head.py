@@ -138,7 +138,7 @@ class _TokenLogprobs(torch.autograd.Function):
                 slope.scatter_add_(1, targets, torch.ones_like(targets, dtype=slope.dtype))
                 slope *= head.scale / temperature
                 if head.softcap is not None:
-                    slope *= 1 - (logits / head.softcap) ** 2
+                    slope *= 1 - (logits / (head.scale * head.softcap)) ** 2
                 slopes[rows] = (slope.to(head.weight.dtype) @ head.weight).to(hidden.dtype)
         ctx.save_for_backward(slopes)
         ctx.mark_non_differentiable(entropies)

@@ -61,6 +61,7 @@ class Policy:
         self.device: torch.device = self.head.weight.device
         if gradient_checkpointing:
             base.activation_checkpointing_enable({"use_reentrant": False})
+        _silence_base_dropout(base)
         self.model.eval()
 
     @property
@@ -132,9 +133,11 @@ class Policy:
     def load_adapter(self, weights: Mapping[str, Tensor]) -> None:
         """Put saved adapter weights into the parameters that are there (the optimizer keeps them)."""
         result = set_peft_model_state_dict(self.model, dict(weights), adapter_name=ADAPTER)
-        if result.unexpected_keys:
+        expected, found = set(self.adapter_tensors()), set(weights)
+        if result.unexpected_keys or expected != found:
+            wrong = sorted(expected ^ found) or result.unexpected_keys
             raise ModelError(
-                f"unexpected tensors in the saved adapter: {result.unexpected_keys[:3]}"
+                f"the saved adapter is not this policy's: {wrong[0]} is missing or extra"
             )
 
     @contextmanager
@@ -207,6 +210,13 @@ def continued_policy(
     model.set_adapter(ADAPTER)
     _refuse_untrainable_targets(model)
     return Policy(model, gradient_checkpointing)
+
+
+def _silence_base_dropout(base: PreTrainedModel) -> None:
+    """Only the adapter may have dropout: the base's own would make the trainer see another policy."""
+    for name, module in base.named_modules():
+        if isinstance(module, torch.nn.Dropout) and ".lora_dropout." not in f".{name}.":
+            module.p = 0.0
 
 
 @contextmanager

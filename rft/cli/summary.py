@@ -133,7 +133,8 @@ def _next_commands(run: Run, status: RunStatus) -> list[str]:
     commands = []
     if status.status in ("paused", "failed"):
         commands.append(
-            f"rft train JOB.yaml --resume --run-dir {shlex.quote(str(run.folder.root))}"
+            f"rft train {shlex.quote(str(run.folder.resolved_job))} --resume"
+            f" --run-dir {shlex.quote(str(run.folder.root))}"
         )
     if run.best_checkpoint() is not None:
         commands.append(f"rft generate {name} {shlex.quote(_example_prompt(run))}")

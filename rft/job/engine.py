@@ -128,9 +128,9 @@ class TrainingSettings(Section):
     mask_truncated: bool = False
     """Whether completions cut at the token limit are left out of the loss."""
     resample_zero_signal: Annotated[int, Field(ge=0)] = 0
-    """How often a group whose rewards are all equal is replaced by another prompt's, per step."""
-    max_grad_norm: Positive = 1.0
-    """Gradients are scaled down to this norm."""
+    """Rounds per step in which groups without a signal are replaced by those of fresh prompts."""
+    max_grad_norm: NotNegative = 1.0
+    """Gradients are scaled down to this norm; 0 = never."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     """Steps over which the learning rate rises from 0."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
@@ -203,12 +203,12 @@ class TrackingSettings(Section):
 
 
 class BudgetSettings(Section):
-    """When a job ends before its last step."""
+    """When a job pauses by itself; with a larger budget it can be resumed."""
 
     steps: Count | None = None
-    """At most so many steps."""
+    """It pauses after so many steps."""
     hours: Positive | None = None
-    """At most so many hours of wall-clock time."""
+    """It pauses after so many hours of wall-clock time, counted from each start."""
 
 
 class Engine(Section):

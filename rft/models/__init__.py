@@ -5,6 +5,7 @@ from rft.models.loading import (
     choose_device_and_dtype,
     context_length,
     count_parameters,
+    load_config,
     load_model,
     load_tokenizer,
 )
@@ -20,6 +21,7 @@ __all__ = [
     "end_token_ids",
     "find_model",
     "find_thinking",
+    "load_config",
     "load_model",
     "load_tokenizer",
 ]

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
@@ -91,6 +92,19 @@ def read_chat_template(setting: str) -> str:
             where="engine.model.chat_template",
             remedy="give a file, or the Jinja text itself",
         ) from error
+
+
+def load_config(source: ModelSource, settings: ModelSettings) -> PretrainedConfig:
+    """The model's configuration, without its weights. Raises ModelError when it cannot be read."""
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(
+            source.folder,
+            local_files_only=True,
+            trust_remote_code=settings.trust_remote_code,
+        )
+    except LOADING_ERRORS as error:
+        raise _unreadable("the model's configuration", source, error) from error
+    return config
 
 
 def load_model(

@@ -1,7 +1,8 @@
 """Prompts → groups: sample, grade each completion as it finishes, put the rollouts of a prompt together."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from rft.graders import Grader
@@ -52,7 +53,7 @@ class Collector:
         ]
         completions: dict[tuple[int, int], Completion] = {}
         grades: dict[tuple[int, int], Future[Grade]] = {}
-        with ThreadPoolExecutor(self._concurrency, thread_name_prefix="grade") as pool:
+        with cancelling_pool(self._concurrency) as pool:
             for sampled in self._sampler.sample(requests, plan.sampling):
                 place = (sampled.request, sampled.sample)
                 item = draws[sampled.request].prompt.example.item
@@ -69,6 +70,18 @@ class Collector:
             )
             for index, draw in enumerate(draws)
         ]
+
+
+@contextmanager
+def cancelling_pool(num_threads: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads whose waiting work is dropped when the caller is interrupted."""
+    pool = ThreadPoolExecutor(num_threads, thread_name_prefix="grade")
+    try:
+        yield pool
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    pool.shutdown()
 
 
 def sample_of(completion: Completion) -> Sample:

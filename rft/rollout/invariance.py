@@ -10,8 +10,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 from rft.head import Head
 from rft.rollout.slots import LENGTH_BUCKET, grouped_attention
 
-EXAMINED_BUCKETS = 8
-"""Attention lengths are examined up to this many buckets."""
+EXAMINED_BUCKETS = 32
+"""Attention is examined up to this many buckets, the shortest quarter one by one."""
 
 ROW_MULTIPLE = 4
 """Row counts are multiples of this; only those are examined."""
@@ -72,7 +72,7 @@ def _attention_is_invariant(config: PretrainedConfig, counts: range) -> bool:
         )
 
     full = attend(counts[-1], capacity)
-    lengths = range(LENGTH_BUCKET, capacity + 1, LENGTH_BUCKET)
+    lengths = [*range(LENGTH_BUCKET, capacity // 4 + 1, LENGTH_BUCKET), capacity // 2, capacity]
     sizes = [(rows, length) for rows in (counts[0], counts[-1]) for length in lengths]
     return all(torch.equal(attend(*size), full[: size[0]]) for size in sizes)
 

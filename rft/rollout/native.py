@@ -7,7 +7,7 @@ B live rows, V vocabulary.
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -61,6 +61,10 @@ class NativeSampler:
     def is_exact(self) -> bool:
         """Whether sampling logprobs are the trainer's up to float32 rounding."""
         return self._merged is not None
+
+    @property
+    def facts(self) -> Mapping[str, object]:
+        return {"bitwise": self.invariance.is_bitwise, "min_rows": self.invariance.min_rows}
 
     def refresh(self) -> None:
         if self._merged:

@@ -1,6 +1,6 @@
 """What every sampling engine offers: requests in, token ids and logprobs out, each as it finishes."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -47,6 +47,14 @@ class Sampled:
 @runtime_checkable
 class Sampler(Protocol):
     """Draws completions from the policy as it was at the last `refresh`."""
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether sampling logprobs are the trainer's up to float32 rounding."""
+
+    @property
+    def facts(self) -> Mapping[str, object]:
+        """What env.json says of it; `bitwise` is whether completions are independent bit for bit."""
 
     def refresh(self) -> None:
         """Take over the policy's current weights."""

@@ -1,13 +1,25 @@
 """The best checkpoints of a run, by validation reward."""
 
+import errno
 import json
+import os
+import shutil
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from rft.policy import Policy
-from rft.runs.folders import adopt, remove_folder, temporary_folder
+from rft.runs.folders import (
+    adopt,
+    disk_error,
+    manifest_faults,
+    remove_folder,
+    temporary_folder,
+)
 from rft.runs.layout import RunFolder, steps_in
 from rft.training.evaluation import Evaluation
 
@@ -31,7 +43,7 @@ def best_first(entries: Sequence[Ranked]) -> list[Ranked]:
 class CheckpointStore:
     """`checkpoints/step_N/`: PEFT folders, the best `keep` of all evaluations after step 0.
 
-    The folders on disk are the only truth. A new one is whole before an old one goes.
+    The whole folders on disk are the only truth. A new one is whole before an old one goes.
     """
 
     def __init__(self, folder: RunFolder, keep: int):
@@ -42,7 +54,10 @@ class CheckpointStore:
         """What is kept, the best first."""
         entries = []
         for step in steps_in(self._folder.checkpoints):
-            entry = json.loads((self._folder.checkpoint(step) / ENTRY).read_text())
+            path = self._folder.checkpoint(step)
+            if manifest_faults(path):
+                continue
+            entry = json.loads((path / ENTRY).read_text())
             entries.append(Ranked(step, entry["valid_reward_mean"]))
         return best_first(entries)
 
@@ -73,11 +88,24 @@ class CheckpointStore:
     def _write(self, policy: Policy, new: Ranked, metrics: Mapping[str, Any]) -> None:
         target: Path = self._folder.checkpoint(new.step)
         staging = temporary_folder(target)
-        policy.save_adapter(staging)
+        try:
+            policy.save_adapter(staging)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise disk_error(_as_disk_error(error), target) from error
         entry = {
             "object": "fine_tuning.job.checkpoint",
+            "created_at": int(time.time()),
             "step": new.step,
             "valid_reward_mean": new.reward,
             "metrics": {k: v for k, v in metrics.items() if not k.startswith("timing/")},
         }
         adopt(staging, target, {ENTRY: json.dumps(entry, indent=1).encode() + b"\n"})
+
+
+def _as_disk_error(error: OSError | SafetensorError) -> OSError:
+    """safetensors reports what the disk refused as an error of its own."""
+    if isinstance(error, OSError):
+        return error
+    code = errno.ENOSPC if "no space left" in str(error).lower() else errno.EIO
+    return OSError(code, os.strerror(code))

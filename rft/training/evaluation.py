@@ -48,7 +48,8 @@ class Evaluation:
     @property
     def ungraded_fraction(self) -> float:
         num_samples = sum(len(group.rollouts) for group in self.groups)
-        return 1 - sum(len(group.graded) for group in self.groups) / num_samples
+        num_graded = sum(len(group.graded) for group in self.groups)
+        return (num_samples - num_graded) / num_samples
 
     @property
     def can_rank(self) -> bool:

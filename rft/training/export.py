@@ -32,10 +32,12 @@ def export(reference: str, folder: Path, format: str, runs_folder: Path) -> Path
             shutil.copytree(source.adapter, folder, ignore=ignored)
         else:
             _write_merged(source.folder, source.adapter, folder)
-    except OSError as error:
+    except BaseException as error:
         shutil.rmtree(folder, ignore_errors=True)
+        if not isinstance(error, OSError):
+            raise
         raise MachineError(
-            f"the export cannot be written: {error.strerror or error}",
+            f"the export failed: {error.strerror or error}",
             where=str(folder),
             remedy="name a folder you may write to, with room for the model",
         ) from None

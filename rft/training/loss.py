@@ -59,7 +59,7 @@ class LossOutputs:
     kl: Float[Tensor, ""]
     """The k3 estimate (Schulman 2020), aggregated like the policy term."""
     clipped: Float[Tensor, "B T"]
-    """1 where the clip stops the gradient of a token."""
+    """1 where the clip has hold of a token: its gradient is stopped, or under `cispo` its weight bounded."""
 
 
 Aggregate = Callable[[Float[Tensor, "B T"]], Float[Tensor, ""]]

@@ -173,6 +173,7 @@ def _update_metrics(record: StepRecord) -> dict[str, Any]:
         "rollout/logprob_gap_max": first.gap_max if first.num_tokens else None,
         "optimizer/gradient_norm": mean([update.gradient_norm for update in updates]),
         "optimizer/update_norm": mean([update.update_norm for update in updates]),
+        "optimizer/skipped_updates": sum(update.is_skipped for update in updates),
         "optimizer/learning_rate": updates[-1].learning_rate,
         "optimizer/trained_tokens": num_tokens,
     }

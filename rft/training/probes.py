@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from rft.data import data_warnings
-from rft.job import Job, ModelSettings
+from rft.job import Job, ModelSettings, load_job
 from rft.models import (
+    ModelSource,
     choose_device_and_dtype,
     encode_prompts,
     end_token_ids,
@@ -26,7 +27,7 @@ from rft.rollout.randomness import Purpose
 from rft.rollout.sampler import SampleRequest, SamplingSettings
 from rft.rollout.selftest import check_sampler
 from rft.rollout.transcribe import Transcriber
-from rft.runs.layout import RUNS_FOLDER
+from rft.runs.layout import RUNS_FOLDER, RunFolder
 from rft.training.evaluation import Evaluation
 from rft.training.evaluation import evaluate as run_evaluation
 from rft.training.metrics import evaluation_metrics
@@ -38,6 +39,7 @@ from rft.training.setup import (
     make_sampler,
     open_workshop,
     read_rows,
+    render,
 )
 from rft.training.trainer import Trainer, rollout_plan
 from rft.training.update import Updater
@@ -56,11 +58,14 @@ def validate(
     time and memory of the job from two measured steps. Raises UserError with all that is wrong."""
     rows = read_rows(job)
     source = find_model(job.model, runs_folder=runs_folder)
+    _, train_prompts, valid_prompts = render(job, rows, source)
+    longest = max(len(prompt.token_ids) for prompt in (*train_prompts, *valid_prompts))
     found: dict[str, Any] = {
         "is_valid": True,
         "model": {"name": source.name, "folder": str(source.folder)},
         "num_training_rows": len(rows.train),
         "num_validation_rows": len(rows.valid),
+        "longest_prompt_tokens": longest,
         "warnings": data_warnings(rows.train, rows.valid),
     }
     if samples is None and not estimate:
@@ -108,8 +113,9 @@ def generate(
     runs_folder: Path = RUNS_FOLDER,
 ) -> str:
     """The answer of a model (base, adapter folder, RUN or RUN@step) to one user message."""
-    settings = ModelSettings()
     source = find_model(model, runs_folder=runs_folder)
+    settings, own_system = settings_of(source)
+    system = own_system if system is None else system
     tokenizer = load_tokenizer(source, settings)
     device, dtype = choose_device_and_dtype(settings)
     base = load_model(source, settings, dtype, device)
@@ -118,7 +124,7 @@ def generate(
     (encoded,) = encode_prompts(
         tokenizer,
         [Example(0, tuple(messages), {})],
-        chat_template_kwargs={},
+        chat_template_kwargs=dict(settings.chat_template_kwargs),
         max_prompt_tokens=context_length(base.config) - max_tokens,
         source_name="the prompt",
     )
@@ -134,6 +140,18 @@ def generate(
     sampling = SamplingSettings(0.0 if greedy else temperature, 1.0, max_tokens)
     (sampled,) = sampler.sample([request], sampling)
     return sampled.completion.text
+
+
+def settings_of(source: ModelSource) -> tuple[ModelSettings, str | None]:
+    """How the run that trained an adapter rendered its prompts; the defaults for any other model."""
+    if source.adapter is None:
+        return ModelSettings(), None
+    document = RunFolder(source.adapter.parent.parent).resolved_job
+    if not document.is_file():
+        return ModelSettings(), None
+    job = load_job(document)
+    here = {"device": "auto", "dtype": "auto"}
+    return job.engine.model.model_copy(update=here), job.engine.data.system
 
 
 def _sampled(workshop: Workshop, collector: Collector, num_samples: int) -> dict[str, Any]:
@@ -152,7 +170,7 @@ def _sampled(workshop: Workshop, collector: Collector, num_samples: int) -> dict
         "num_prompts": len(groups),
         "samples_per_prompt": num_samples,
         **renamed,
-        "zero_signal_fraction": dull / len(groups),
+        "zero_signal_fraction": dull / len(groups) if num_samples > 1 else None,
     }
 
 

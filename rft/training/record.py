@@ -85,10 +85,16 @@ def open_tracker(job: ResolvedJob, run_folder: Path) -> Accelerator | None:
     names = list(job.engine.tracking.report_to)
     if not names:
         return None
+    wandb = next((entry.wandb for entry in job.integrations), None)
+    project = wandb.project if wandb else "rft"
+    details = (
+        {"name": wandb.name, "entity": wandb.entity, "tags": list(wandb.tags)} if wandb else {}
+    )
+    config = {"run": run_folder.name, "model": job.model}
     on_cpu = job.engine.model.device == "cpu"
     try:
         accelerator = Accelerator(cpu=on_cpu, log_with=names, project_dir=str(run_folder))
-        accelerator.init_trackers("rft", config={"run": run_folder.name, "model": job.model})
+        accelerator.init_trackers(project, config, init_kwargs={"wandb": details})
     except (ImportError, ValueError) as error:
         raise MachineError(
             f"tracking cannot start: {error}",

@@ -1,10 +1,8 @@
 """A whole job: from the document to the summary, with its run folder kept true on the way."""
 
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +15,18 @@ from rft.job import Job, ResolvedJob, dump_job
 from rft.policy import Policy
 from rft.rollout.collect import Collector
 from rft.rollout.native import NativeSampler
-from rft.runs.compare import compare_evaluations
 from rft.runs.environment import environment
 from rft.runs.layout import RUNS_FOLDER, RunChoice, RunFolder, choose_run_folder
-from rft.runs.reader import open_run
 from rft.runs.writer import RunWriter
 from rft.training.evaluation import Evaluation, evaluate
+from rft.training.interrupts import stop_requests
 from rft.training.metrics import all_errors, grading_failures
 from rft.training.optimization import load_optimizer_tensors, optimizer_tensors
+from rft.training.outcome import finished_outcome, outcome_of
 from rft.training.ranks import Ranks
 from rft.training.record import Recorder
 from rft.training.report import Outcome, Report, Silent
-from rft.training.resume import refuse_changed_job
+from rft.training.resume import data_digest, refuse_changed_data, refuse_changed_job
 from rft.training.setup import (
     Workshop,
     make_collector,
@@ -60,6 +58,8 @@ def train(
     """
     ranks = Ranks(use_cpu=job.engine.model.device == "cpu" or not torch.cuda.is_available())
     report = report if report and ranks.is_main else Silent()
+    if resume and (finished := finished_outcome(job.suffix, run_folder, runs_folder)):
+        return finished
     rows = read_rows(job)
     with ExitStack() as stack:
         stack.callback(ranks.close)
@@ -72,8 +72,6 @@ def train(
             else None
         )
         assert choice is not None
-        if choice.action == "finished":
-            return finished_outcome(choice.folder)
         session = Session.open(workshop, policy, sampler, ranks, report, choice, job_text, stack)
         for warning in data_warnings(rows.train, rows.valid):
             session.say("warn", warning)
@@ -109,7 +107,8 @@ class Session:
         self._report = report
         self._states = StateStore(folder)
         self._total_steps = workshop.job.steps(len(workshop.train_prompts))
-        self._progress = Progress(0, 0, None, None, None, 0, {})
+        self._data_digest = data_digest(workshop)
+        self._progress = Progress(0, 0, self._data_digest, None, None, None, 0, {})
 
     @classmethod
     def open(
@@ -146,15 +145,14 @@ class Session:
                     backend=ranks.backend,
                     device=str(policy.device),
                     num_threads=torch.get_num_threads(),
-                    min_rows=sampler.invariance.min_rows,
-                    bitwise=sampler.invariance.is_bitwise,
+                    **sampler.facts,
                 ),
             )
             recorder = Recorder(writer, report, job, parts, total_steps)
             stack.callback(recorder.close)
         session = cls(
             workshop, ranks, folder, policy, trainer, updater, collector,
-            Watch(sampler.is_exact), recorder, report,
+            Watch(sampler.is_exact and job.engine.lora.dropout == 0), recorder, report,
         )  # fmt: skip
         session._begin(choice, workshop)
         sampler.refresh()
@@ -190,6 +188,8 @@ class Session:
     def _begin(self, choice: RunChoice, workshop: Workshop) -> None:
         """Start from nothing, or from the newest undamaged state."""
         state, faults = self._states.newest() if choice.action == "resume" else (None, [])
+        if state:
+            refuse_changed_data(state.progress.data_digest, self._data_digest, self.folder)
         writer = self._recorder.writer if self._recorder else None
         if writer and self._recorder:
             writer.rewind(state.positions if state else {})
@@ -244,6 +244,7 @@ class Session:
             self._pause_on_grading_failures(record)
             reason = self._early_end(evaluation)
             if reason:
+                self._save_state()
                 return reason
         return "The job has successfully completed"
 
@@ -255,7 +256,8 @@ class Session:
         if self._recorder:
             self._recorder.step(None, evaluation)
         self._warn(self._watch.evaluation(evaluation))
-        self._progress = Progress(0, 0, evaluation.reward_mean, evaluation.reward_mean, None, 0, {})
+        reward = evaluation.reward_mean
+        self._progress = Progress(0, 0, self._data_digest, reward, reward, None, 0, {})
 
     def _evaluate(self, step: int) -> Evaluation:
         return evaluate(step, self.job, self._valid_prompts, self._collector, self._ranks)
@@ -279,6 +281,7 @@ class Session:
         self._progress = Progress(
             step=record.step,
             stream_cursor=self._trainer.stream.cursor,
+            data_digest=self._data_digest,
             baseline=before.baseline,
             last_reward=evaluation.reward_mean if evaluation else before.last_reward,
             best_reward=best,
@@ -346,7 +349,7 @@ class Session:
 
     def _early_end(self, evaluation: Evaluation | None) -> str | None:
         settings = self.job.engine.evaluation
-        if evaluation is None:
+        if evaluation is None or not evaluation.can_rank:
             return None
         if settings.stop_at is not None and evaluation.reward_mean >= settings.stop_at:
             return (
@@ -370,52 +373,3 @@ class Session:
         outcome = outcome_of(self.folder.root, status, message)
         self._report.finished(outcome)
         return outcome
-
-
-def outcome_of(folder: Path, status: str, message: str) -> Outcome:
-    """A run's result as its folder tells it."""
-    run = open_run(str(folder), folder.parent)
-    valid = {m["step"]: m["valid_reward_mean"] for m in run.metrics() if "valid_reward_mean" in m}
-    best = run.best_checkpoint()
-    error = None
-    if best and {0, best.step} <= set(run.evaluation_steps()):
-        error = compare_evaluations(run.evaluation(0), run.evaluation(best.step)).standard_error
-    return Outcome(
-        status=status,
-        run_folder=folder,
-        step=run.status().step,
-        baseline=valid.get(0),
-        best_step=best.step if best else None,
-        best=best.valid_reward_mean if best else None,
-        final=valid[max(valid)] if valid else None,
-        gain_standard_error=error,
-        message=message,
-    )
-
-
-def finished_outcome(folder: Path) -> Outcome:
-    """Of a run that has nothing left to do."""
-    return outcome_of(folder, "succeeded", f"{folder.name} has already succeeded")
-
-
-@contextmanager
-def stop_requests() -> Iterator[Callable[[], bool]]:
-    """SIGINT and SIGTERM ask for a pause after the step; a second SIGINT interrupts at once."""
-    requests: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-
-    def request(number: int, frame: object) -> None:
-        if requests and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        requests.append(number)
-
-    previous = {
-        number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        yield lambda: bool(requests)
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

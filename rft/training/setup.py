@@ -9,7 +9,7 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from rft.data import load_examples, row_place
-from rft.errors import DataError, UserError
+from rft.errors import DataError, JobError, UserError
 from rft.graders import open_grader, template_problems
 from rft.job import Job, JobFacts, ResolvedJob, resolve_job
 from rft.models import (
@@ -20,6 +20,7 @@ from rft.models import (
     encode_prompts,
     end_token_ids,
     find_model,
+    load_config,
     load_model,
     load_tokenizer,
 )
@@ -28,6 +29,7 @@ from rft.rollout.collect import Collector
 from rft.rollout.native import NativeSampler
 from rft.rollout.selftest import check_sampler
 from rft.rollout.transcribe import Transcriber
+from rft.runs.environment import available_cores
 from rft.types import Example, Prompt
 
 MIN_TRAINING_ROWS = 10
@@ -78,14 +80,13 @@ def read_rows(job: Job) -> Rows:
     return Rows(*examples)
 
 
-def open_workshop(job: Job, rows: Rows, runs_folder: Path) -> Workshop:
-    """Find and load the model, render the prompts, and replace every `auto` of the job."""
+def render(
+    job: Job, rows: Rows, source: ModelSource
+) -> tuple[PreTrainedTokenizerBase, tuple[Prompt, ...], tuple[Prompt, ...]]:
+    """Tokenizer, training prompts and validation prompts; no weights are loaded."""
     settings = job.engine.model
-    source = find_model(job.model, runs_folder=runs_folder)
     tokenizer = load_tokenizer(source, settings)
-    device, dtype = choose_device_and_dtype(settings)
-    base = load_model(source, settings, dtype, device)
-    longest_allowed = _prompt_limit(job, base.config)
+    longest_allowed = _prompt_limit(job, load_config(source, settings))
 
     def encode(examples: Sequence[Example], name: str) -> tuple[Prompt, ...]:
         return tuple(
@@ -99,6 +100,15 @@ def open_workshop(job: Job, rows: Rows, runs_folder: Path) -> Workshop:
         )
 
     train, valid = encode(rows.train, job.training_file), encode(rows.valid, job.validation_file)
+    return tokenizer, train, valid
+
+
+def open_workshop(job: Job, rows: Rows, runs_folder: Path) -> Workshop:
+    """Find and load the model, render the prompts, and replace every `auto` of the job."""
+    source = find_model(job.model, runs_folder=runs_folder)
+    tokenizer, train, valid = render(job, rows, source)
+    device, dtype = choose_device_and_dtype(job.engine.model)
+    base = load_model(source, job.engine.model, dtype, device)
     facts = JobFacts(
         num_training_rows=len(train),
         num_parameters=count_parameters(base),
@@ -108,7 +118,7 @@ def open_workshop(job: Job, rows: Rows, runs_folder: Path) -> Workshop:
         longest_prompt=max(len(prompt.token_ids) for prompt in (*train, *valid)),
         kv_bytes_per_token=kv_bytes_per_token(base.config, base.dtype),
         activation_bytes_per_token=activation_bytes_per_token(base.config, base.dtype),
-        num_cores=torch.get_num_threads(),
+        num_cores=available_cores(),
     )
     ends = end_token_ids(base.config, base.generation_config, tokenizer)
     return Workshop(resolve_job(job, facts), source, tokenizer, base, ends, train, valid)
@@ -173,5 +183,12 @@ def _prompt_limit(job: Job, config: PretrainedConfig) -> int:
     """`max_prompt_tokens`, or what the model's context leaves beside a completion."""
     rollout = job.engine.rollout
     room = context_length(config) - rollout.max_completion_tokens
+    if room < 1:
+        raise JobError(
+            f"a completion of {rollout.max_completion_tokens} tokens leaves no room for a prompt in the "
+            f"model's context of {context_length(config)}",
+            where="engine.rollout.max_completion_tokens",
+            remedy="take fewer",
+        )
     asked = rollout.max_prompt_tokens
     return min(room, asked) if isinstance(asked, int) else room

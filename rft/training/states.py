@@ -24,6 +24,8 @@ class Progress:
     """The last finished step."""
     stream_cursor: int
     """Prompts drawn so far."""
+    data_digest: str
+    """SHA-256 of the rows as the model sees them."""
     baseline: float | None
     """`valid_reward_mean` at step 0."""
     last_reward: float | None

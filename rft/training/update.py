@@ -3,10 +3,12 @@
 B completions of a micro-batch, T tokens of its longest one.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -57,6 +59,8 @@ class Update:
     update_norm: float
     """Of the change of the LoRA matrices."""
     learning_rate: float
+    is_skipped: bool
+    """The gradient was not finite, so nothing was changed."""
 
 
 class Updater:
@@ -91,7 +95,8 @@ class Updater:
     def update(self, step: int, groups: Sequence[TrainingGroup], anchors: Anchors | None) -> Update:
         """Change the policy by one AdamW step on the groups of all ranks.
 
-        Where no group has a signal nothing changes, the optimizer's moments included.
+        Where no group has a signal, or the gradient is not finite, nothing changes, the optimizer's
+        moments included.
         """
         sums = self.accumulate_gradients(step, groups, anchors)
         parameters = list(self._policy.parameters().values())
@@ -101,12 +106,13 @@ class Updater:
             step, self._total_steps, self._settings.warmup_steps, self._settings.schedule
         )
         before = [parameter.detach().clone() for parameter in parameters]
-        if sums.num_tokens > 0:
+        is_finite = math.isfinite(norm)
+        if sums.num_tokens > 0 and is_finite:
             set_learning_rate(self.optimizer, rate)
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         changes = [(p.detach() - old).norm() for p, old in zip(parameters, before, strict=True)]
-        return Update(sums, norm, float(torch.stack(changes).norm()), rate)
+        return Update(sums, norm, float(torch.stack(changes).norm()), rate, not is_finite)
 
     def accumulate_gradients(
         self, step: int, groups: Sequence[TrainingGroup], anchors: Anchors | None
@@ -197,7 +203,8 @@ class Updater:
     def _counted_dropout(self, step: int, index: int) -> Iterator[None]:
         """Make dropout, if the job has any, a function of seed, step, rank and micro-batch."""
         with torch.random.fork_rng():
-            torch.manual_seed(hash((self._seed, step, self._ranks.rank, index)) & (2**63 - 1))
+            key = np.random.SeedSequence([self._seed, step, self._ranks.rank, index])
+            torch.manual_seed(int(key.generate_state(1, np.uint64)[0] >> np.uint64(1)))
             yield
 
 

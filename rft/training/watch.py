@@ -16,6 +16,9 @@ EXACT_GAP = 1e-3
 INEXACT_GAP = 0.1
 """The same for a sampler that rounds differently (bfloat16, 4-bit)."""
 
+ERROR = "error: "
+"""Begins the names of the counters of grading errors."""
+
 NOTABLE_ERROR_FRACTION = 0.1
 """Share of grades with an error of one kind that is worth a warning."""
 
@@ -34,7 +37,8 @@ class Watch:
             self._after(PATIENCE, "truncated", _all_truncated(record, metrics)),
             self._after(PATIENCE, "not moving", _not_moving(metrics)),
             self._after(1, "gap", _gap(metrics, self._gap_limit)),
-            *(self._after(1, kind, text) for kind, text in _grading_errors(record).items()),
+            self._after(1, "gradient", _not_finite(metrics)),
+            *self._grading_errors(record),
         ]
         return [text for text in candidates if text]
 
@@ -47,6 +51,11 @@ class Watch:
                 "checkpoint; look at the grader's errors"
             ]
         return []
+
+    def _grading_errors(self, record: StepRecord) -> list[str | None]:
+        texts = _grading_errors(record)
+        seen = {name.removeprefix(ERROR) for name in self.counters if name.startswith(ERROR)}
+        return [self._after(1, ERROR + kind, texts.get(kind)) for kind in sorted({*texts, *seen})]
 
     def _after(self, limit: int, condition: str, text: str | None) -> str | None:
         """The text when the condition has held `limit` steps in a row, and then no more until it ends."""
@@ -93,6 +102,15 @@ def _not_moving(metrics: Mapping[str, Any]) -> str | None:
     )
 
 
+def _not_finite(metrics: Mapping[str, Any]) -> str | None:
+    if not metrics["optimizer/skipped_updates"]:
+        return None
+    return (
+        "the gradient was not finite, so the update was left out: the weights are as they were. Lower "
+        "the learning rate, or use float32 or bfloat16"
+    )
+
+
 def _gap(metrics: Mapping[str, Any], limit: float) -> str | None:
     gap = metrics["rollout/logprob_gap"]
     if gap is None or gap <= limit:
@@ -104,14 +122,14 @@ def _gap(metrics: Mapping[str, Any], limit: float) -> str | None:
     )
 
 
-def _grading_errors(record: StepRecord) -> dict[str, str | None]:
+def _grading_errors(record: StepRecord) -> dict[str, str]:
     """By kind of error, what to say about it."""
     grades = [rollout.grade for group in record.groups for rollout in group.rollouts]
     details: dict[str, list[str]] = {}
     for grade in grades:
         for kind, detail in all_errors(grade).items():
             details.setdefault(kind, []).append(detail)
-    texts: dict[str, str | None] = {}
+    texts: dict[str, str] = {}
     for kind, found in details.items():
         if len(found) / len(grades) >= NOTABLE_ERROR_FRACTION:
             last_line = found[0].strip().splitlines()[-1] if found[0].strip() else "no details"

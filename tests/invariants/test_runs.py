@@ -145,5 +145,5 @@ def test_a_changed_job_is_not_resumed(job_file: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     with pytest.raises(PausedError):
         run_job(job_file, folder, "engine.budget.steps=1")
-    with pytest.raises(RunError, match="learning_rate: 0.005 → 0.001"):
+    with pytest.raises(RunError, match=r"learning_rate: 0\.005 → 0\.001"):
         run_job(job_file, folder, "engine.training.learning_rate=1e-3", resume=True)

@@ -95,6 +95,7 @@ def test_what_stands_in_a_checkpoint(tmp_path: Path) -> None:
     metrics = {"valid_reward_mean": 0.5, "timing/evaluation": 3.25, "loss/total": -0.25}
     store.save(NamedWeights("x"), make_evaluation([0.5], step=4), metrics)
     entry = json.loads((tmp_path / "checkpoints/step_4/checkpoint.json").read_text())
+    assert isinstance(entry.pop("created_at"), int)
     assert entry == {
         "object": "fine_tuning.job.checkpoint",
         "step": 4,

@@ -12,6 +12,7 @@ from rft.training.states import Progress, State, StateStore
 PROGRESS = Progress(
     step=3,
     stream_cursor=24,
+    data_digest="d",
     baseline=0.25,
     last_reward=None,
     best_reward=0.1 + 0.2,

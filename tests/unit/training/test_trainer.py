@@ -23,6 +23,8 @@ NUM_ROWS = 6
 class ScriptedSampler(Sampler):
     """Completes with the sample's number; the last request finishes first."""
 
+    is_exact, facts = True, {}  # noqa: RUF012
+
     def __init__(self) -> None:
         self.calls: list[tuple[list[SampleRequest], SamplingSettings]] = []
         self.num_refreshes = 0
@@ -63,7 +65,7 @@ class RecordingUpdater(Updater):
 
     def update(self, step: int, groups: Sequence[TrainingGroup], anchors: Anchors | None) -> Update:
         self.calls.append((step, [group.ordinal for group in groups], anchors is not None))
-        return Update(Sums(0.0, 0.0, 0.0, 1, 0.0, 0, 0.0, 0.0), 1.0, 1.0, 0.1)
+        return Update(Sums(0.0, 0.0, 0.0, 1, 0.0, 0, 0.0, 0.0), 1.0, 1.0, 0.1, False)
 
 
 def make_trainer(

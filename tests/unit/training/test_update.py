@@ -282,3 +282,13 @@ def test_the_entropy_is_summed_over_computed_tokens(policy: Policy, temperature:
     updater = make_updater(policy, f"engine.rollout.temperature={temperature}")
     sums = updater.accumulate_gradients(1, [LIVELY, DULL], None)
     assert sums.entropy == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing(policy: Policy) -> None:
+    updater = make_updater(policy)
+    before = {name: p.detach().clone() for name, p in policy.parameters().items()}
+    broken = group_of((float("inf"), -1.0))
+    update = updater.update(1, [broken], None)
+    assert update.is_skipped and update.update_norm == 0
+    assert all(torch.equal(p, before[name]) for name, p in policy.parameters().items())
+    assert not updater.optimizer.state

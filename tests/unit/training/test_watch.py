@@ -16,6 +16,7 @@ HEALTHY: dict[str, Any] = {
     "rollout/logprob_gap": 1e-6,
     "optimizer/trained_tokens": 10,
     "optimizer/update_norm": 0.1,
+    "optimizer/skipped_updates": 0,
 }
 LIVELY, DULL = make_group(1.0, 0.0), make_group(0.5, 0.5)
 
