@@ -41,29 +41,47 @@ class Head:
 
 
 def read_head(model: PreTrainedModel) -> Head:
-    """The head of `model`; its logit transform is found by comparing with the model's own forward."""
+    """The head of `model`; its logit transform is checked against the model's own forward.
+
+    Raises ModelError when no known transform fits.
+    """
     projection = model.get_output_embeddings()
     if projection is None:
         raise ModelError(
             f"{type(model).__name__} has no output head", remedy="use a causal language model"
         )
     weight, bias = projection.weight, getattr(projection, "bias", None)
-    generator = torch.Generator().manual_seed(0)
-    hidden = torch.randn(4, weight.shape[1], generator=generator).to(weight.device, weight.dtype)
+    softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    hidden = _probe(weight, softcap)
     with torch.no_grad(), _stubbed_decoder(model, hidden[None]):
         expected = model(inputs_embeds=hidden[None], use_cache=False).logits[0].float()
-    plain = Head(weight, bias)
-    raw = plain.logits(hidden)
+    raw = Head(weight, bias).logits(hidden)
     scale = float((expected * raw).sum() / (raw * raw).sum())
-    softcap = getattr(model.config, "final_logit_softcapping", None)
-    for head in (plain, Head(weight, bias, scale=scale), Head(weight, bias, softcap=softcap)):
-        error = (head.logits(hidden) - expected).norm() / expected.norm()
-        if error < (1e-4 if weight.dtype == torch.float32 else 2e-2):
-            return head
+    scaled = Head(weight, bias, scale=1.0 if abs(scale - 1) < 1e-2 else scale)
+    head = Head(weight, bias, softcap=softcap) if softcap else scaled
+    error = (head.logits(hidden) - expected).norm() / expected.norm()
+    if error < (1e-4 if weight.dtype == torch.float32 else 2e-2):
+        return head
     raise ModelError(
         f"{type(model).__name__} changes its logits in a way that is not known",
         remedy="this model family is not supported yet",
     )
+
+
+def _probe(weight: Float[Tensor, "V E"], softcap: float | None) -> Float[Tensor, "4 E"]:
+    """Hidden states whose logits are large enough to feel a softcap."""
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(4, weight.shape[1], generator=generator).to(weight.device, weight.dtype)
+    deviation = float(Head(weight, None).logits(hidden).std())
+    return hidden * (softcap / max(deviation, 1e-6)) if softcap else hidden
+
+
+class _FinalHidden(BaseModelOutputWithPast):  # type: ignore[misc]
+    """What a decoder gives; families read fields of their own from it, which are then None."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("_"):
+            raise AttributeError(name)
 
 
 @contextmanager
@@ -72,7 +90,7 @@ def _stubbed_decoder(model: PreTrainedModel, hidden: Tensor) -> Iterator[None]:
     decoder = model.get_decoder()
 
     def forward(*args: Any, **kwargs: Any) -> BaseModelOutputWithPast:
-        return BaseModelOutputWithPast(last_hidden_state=hidden)
+        return _FinalHidden(last_hidden_state=hidden)
 
     decoder.forward = forward
     try:

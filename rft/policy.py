@@ -25,6 +25,7 @@ from peft import (
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rft.attention import use_layouts
 from rft.errors import ModelError
@@ -33,6 +34,31 @@ from rft.packing import PackedBatch
 
 ADAPTER = "default"
 REFERENCE = "reference"
+
+BASE_NOISE = (
+    "dropout",
+    "activation_dropout",
+    "attention_dropout",
+    "residual_dropout",
+    "embedding_dropout",
+    "hidden_dropout",
+    "layerdrop",
+    "resid_pdrop",
+    "router_jitter_noise",
+    "jitter_noise",
+    "input_jitter_noise",
+)
+"""Attributes of transformers modules that make their forward pass random in training mode."""
+
+PLAIN_ADAPTER = {
+    "bias": ("none",),
+    "use_dora": (False, None),
+    "lora_bias": (False, None),
+    "modules_to_save": (None, []),
+    "trainable_token_indices": (None,),
+    "target_parameters": (None, []),
+}
+"""What an adapter to continue from may hold: the merged copy knows nothing else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +87,7 @@ class Policy:
         self.device: torch.device = self.head.weight.device
         if gradient_checkpointing:
             base.activation_checkpointing_enable({"use_reentrant": False})
-        _silence_base_dropout(base)
+        _silence_base_noise(base)
         self.model.eval()
 
     @property
@@ -96,21 +122,42 @@ class Policy:
     @torch.no_grad()
     def reference_logprobs(self, batch: PackedBatch, temperature: float) -> Float[Tensor, "B T"]:
         """The same under the model the job started from, without dropout."""
-        was_training = self.model.training
+        switched = [module for module in self.model.modules() if module.training]
         self.model.eval()
         with self._as_reference():
             logprobs = self.score(batch, temperature).logprobs
-        self.model.train(was_training)
+        for module in switched:
+            module.training = True
         return logprobs
+
+    @property
+    def has_dropout(self) -> bool:
+        """Whether the adapter drops inputs in training, so that trainer and sampler differ by design."""
+        return any(module.p > 0 for module in self._adapter_dropouts())
 
     @contextmanager
     def updating(self) -> Iterator[None]:
-        """Training mode for the passes of one update."""
-        self.model.train()
+        """For the passes of an update: the adapter's dropout and checkpointing on, all else as sampled.
+
+        The base never enters training mode: its own dropout, router noise and the like would make the
+        trainer see another policy than the sampler drew from.
+        """
+        checkpointed = [m for m in self.base.modules() if isinstance(m, GradientCheckpointingLayer)]
+        switched = [*self._adapter_dropouts(), *checkpointed]
+        for module in switched:
+            module.training = True
         try:
             yield
         finally:
-            self.model.eval()
+            for module in switched:
+                module.training = False
+
+    def _adapter_dropouts(self) -> list[torch.nn.Dropout]:
+        return [
+            module
+            for name, module in self.model.named_modules()
+            if isinstance(module, torch.nn.Dropout) and ".lora_dropout." in name
+        ]
 
     def save_adapter(self, folder: Path) -> None:
         """Write the adapter as a PEFT folder that `PeftModel.from_pretrained` loads."""
@@ -202,6 +249,7 @@ def continued_policy(
     base: PreTrainedModel, adapter: Path, gradient_checkpointing: bool = False
 ) -> Policy:
     """A policy that goes on from a saved adapter, which also stays beside it as the reference."""
+    _refuse_unusual_adapter(adapter)
     with _without_notices():
         model = PeftModel.from_pretrained(
             base, str(adapter), adapter_name=ADAPTER, is_trainable=True
@@ -212,11 +260,14 @@ def continued_policy(
     return Policy(model, gradient_checkpointing)
 
 
-def _silence_base_dropout(base: PreTrainedModel) -> None:
-    """Only the adapter may have dropout: the base's own would make the trainer see another policy."""
+def _silence_base_noise(base: PreTrainedModel) -> None:
+    """Checkpointed layers are in training mode in an update: leave them nothing random of their own."""
     for name, module in base.named_modules():
-        if isinstance(module, torch.nn.Dropout) and ".lora_dropout." not in f".{name}.":
+        if isinstance(module, torch.nn.Dropout) and ".lora_dropout." not in name:
             module.p = 0.0
+        for attribute in BASE_NOISE:
+            if isinstance(getattr(module, attribute, None), float):
+                setattr(module, attribute, 0.0)
 
 
 @contextmanager
@@ -227,8 +278,26 @@ def _without_notices() -> Iterator[None]:
         yield
 
 
+def _refuse_unusual_adapter(adapter: Path) -> None:
+    config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    for key, allowed in PLAIN_ADAPTER.items():
+        if key in config and config[key] not in allowed:
+            raise ModelError(
+                f"an adapter with {key}: {config[key]!r} cannot be continued yet",
+                where=str(adapter / "adapter_config.json"),
+                remedy="merge it into its model, and start a new adapter on that",
+            )
+
+
 def _refuse_untrainable_targets(model: PeftModel) -> None:
     base = model.get_base_model()
+    for name, module in base.named_modules():
+        if isinstance(module, LoraLayer) and not hasattr(module.get_base_layer(), "weight"):
+            raise ModelError(
+                f"LoRA on {name}, which is not a linear layer, is not supported yet",
+                where="engine.lora.targets",
+                remedy="name linear layers there, such as [q_proj, k_proj, v_proj, o_proj]",
+            )
     for module in (base.get_output_embeddings(), base.get_input_embeddings()):
         if isinstance(module, LoraLayer):
             raise ModelError(

@@ -56,6 +56,8 @@ def inverse_cdf(
     total = cumulative[:, -1:]
     below_total = torch.nextafter(total, torch.zeros_like(total))
     points = torch.minimum(uniforms.to(total.dtype)[:, None] * total, below_total)
+    if cumulative.is_cuda:  # a parallel sum need not be monotone to the last bit
+        return ((cumulative > points) & (probabilities > 0)).int().argmax(-1)
     return torch.searchsorted(cumulative, points, right=True)[:, 0]
 
 

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from rft.head import Head
 from rft.rollout.slots import LENGTH_BUCKET, grouped_attention
@@ -41,10 +42,21 @@ def row_invariance(model: PreTrainedModel, head: Head, num_slots: int) -> RowInv
     if not examined:
         return RowInvariance(ROW_MULTIPLE, is_bitwise=False)
     counts = range(ROW_MULTIPLE, max(num_slots, 16) + ROW_MULTIPLE, ROW_MULTIPLE)
+    if not _only_plain_matrices(model):
+        return RowInvariance(ROW_MULTIPLE, is_bitwise=False)
     unsafe = max(_largest_unsafe_count(weight, counts) for weight in weights)
     if unsafe == counts[-1] or not _attention_is_invariant(model.config, counts):
         return RowInvariance(ROW_MULTIPLE, is_bitwise=False)
     return RowInvariance(unsafe + ROW_MULTIPLE, is_bitwise=True)
+
+
+def _only_plain_matrices(model: PreTrainedModel) -> bool:
+    """Whether every matrix is applied to all rows alike; experts see as many rows as the router sends."""
+    plain = [m for m in model.modules() if isinstance(m, (nn.Linear, Conv1D, nn.Embedding))]
+    examined = {id(parameter) for module in plain for parameter in module.parameters()}
+    has_router = any("router" in name or "experts" in name for name, _ in model.named_modules())
+    matrices = [parameter for parameter in model.parameters() if parameter.ndim >= 2]
+    return not has_router and all(id(parameter) in examined for parameter in matrices)
 
 
 @torch.inference_mode()
@@ -78,9 +90,10 @@ def _attention_is_invariant(config: PretrainedConfig, counts: range) -> bool:
 
 
 def _distinct_weights(model: PreTrainedModel, head: Head) -> list[Tensor]:
-    linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    by_shape = {tuple(module.weight.shape): module.weight for module in linears}
-    by_shape[tuple(head.weight.shape)] = head.weight
+    layers = [module for module in model.modules() if isinstance(module, (nn.Linear, Conv1D))]
+    matrices = [m.weight if isinstance(m, nn.Linear) else m.weight.T for m in layers]
+    by_shape = {(tuple(matrix.shape), matrix.stride()): matrix for matrix in matrices}
+    by_shape[tuple(head.weight.shape), head.weight.stride()] = head.weight
     return list(by_shape.values())
 
 

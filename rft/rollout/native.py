@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from rft.errors import ModelError
 from rft.policy import Policy
 from rft.rollout.draw import Drawn, draw
 from rft.rollout.invariance import RowInvariance, row_invariance
@@ -108,6 +109,12 @@ class NativeSampler:
         prefill = Prefill(length)
         hidden = self._hidden(input_ids, positions, prefill)[0, length - 1 : length]
         logits = self._logits(hidden)
+        if not logits.isfinite().all():
+            raise ModelError(
+                "the model's logits are not finite",
+                where="engine.model.dtype",
+                remedy="use float32 or bfloat16; if it is so already, the weights are damaged",
+            )
         return [
             (_Live(index, sample, _uniforms_of(request, sample, settings), length), prefill, logits)
             for sample in range(request.num_samples)
@@ -155,7 +162,7 @@ class NativeSampler:
         for index, row in enumerate(rows):
             row.token_ids.append(token_ids[index])
             row.logprobs.append(logprobs[index])
-            if drawn.allowed_tokens is not None:
+            if drawn.allowed_tokens is not None and settings.keeps_allowed_tokens:
                 row.allowed_tokens.append(drawn.allowed_tokens[index])
 
     def _retire(

@@ -18,6 +18,8 @@ class SamplingSettings:
     max_tokens: int
     stop: tuple[str, ...] = ()
     """Strings that end a completion; they are sampled and trained, and cut from `output_text`."""
+    keeps_allowed_tokens: bool = True
+    """Whether completions carry the nucleus of each token; only training has a use for it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,11 @@
 """Before a run: does the sampler agree with the model's own plain forward pass?"""
 
 import torch
+from torch import Tensor
 
 from rft.attention import use_layouts
 from rft.errors import ModelError
+from rft.packing import TokenGroup, pack
 from rft.policy import Policy
 from rft.rollout.native import NativeSampler
 from rft.rollout.randomness import Purpose
@@ -18,7 +20,8 @@ ROUNDED_TOLERANCE = 0.5
 
 @torch.no_grad()
 def check_sampler(sampler: NativeSampler, policy: Policy) -> None:
-    """Sample a few tokens natively and score them with the model's own attention, unpacked and uncached.
+    """Score sampled and fixed tokens with the model's own attention, unpacked and uncached, and compare
+    with what the sampler recorded and with the packed training pass.
 
     Raises ModelError when they disagree: the family is then one the native engine does not serve.
     """
@@ -27,24 +30,41 @@ def check_sampler(sampler: NativeSampler, policy: Policy) -> None:
     requests = [
         SampleRequest(ids, 2, 0, Purpose.GENERATE, 0, index) for index, ids in enumerate(prompts)
     ]
-    settings = SamplingSettings(temperature=1.0, top_p=1.0, max_tokens=3)
+    sampled = list(sampler.sample(requests, SamplingSettings(1.0, 1.0, max_tokens=3)))
+    drawn = [(prompts[s.request], s.completion.token_ids) for s in sampled]
+    fixed = [(ids, tuple((31 * i + 5) % vocabulary for i in range(4))) for ids in prompts]
     tolerance = TOLERANCE if sampler.is_exact else ROUNDED_TOLERANCE
-    sampled = list(sampler.sample(requests, settings))
+    recorded = [torch.tensor(s.completion.sampling_logprobs) for s in sampled]
+    _compare("the sampler", recorded, _plain_logprobs(policy, drawn), policy, tolerance)
+    batch = pack([TokenGroup(ids, (completion,)) for ids, completion in fixed], policy.device)
+    packed = list(policy.score(batch, 1.0).logprobs.cpu())
+    _compare("the training pass", packed, _plain_logprobs(policy, fixed), policy, tolerance)
+
+
+def _compare(
+    what: str, found: list[Tensor], expected: list[Tensor], policy: Policy, tolerance: float
+) -> None:
+    gap = max(float((a - b).abs().max()) for a, b in zip(found, expected, strict=True))
+    if not gap <= tolerance:
+        raise ModelError(
+            f"{what} and {type(policy.base).__name__} disagree by {gap:.2g} nats",
+            remedy="this model family is not supported yet",
+        )
+
+
+def _plain_logprobs(
+    policy: Policy, rows: list[tuple[tuple[int, ...], tuple[int, ...]]]
+) -> list[Tensor]:
+    """Each completion after its prompt, alone, through the model's own attention and head."""
     policy.base.set_attn_implementation("eager")
+    logprobs = []
     try:
-        for one in sampled:
-            prompt_ids, completion = requests[one.request].prompt_ids, one.completion
-            token_ids = prompt_ids + completion.token_ids
-            logits = policy.base(
-                input_ids=torch.tensor([token_ids], device=policy.device), use_cache=False
-            ).logits[0, len(prompt_ids) - 1 : -1]
-            targets = torch.tensor(completion.token_ids, device=policy.device)[:, None]
-            expected = logits.float().log_softmax(-1).gather(1, targets)[:, 0].cpu()
-            gap = float((expected - torch.tensor(completion.sampling_logprobs)).abs().max())
-            if not gap <= tolerance:
-                raise ModelError(
-                    f"the sampler and {type(policy.base).__name__} disagree by {gap:.2g} nats",
-                    remedy="this model family is not supported yet",
-                )
+        for prompt_ids, completion_ids in rows:
+            token_ids = torch.tensor([prompt_ids + completion_ids], device=policy.device)
+            logits = policy.base(input_ids=token_ids, use_cache=False).logits[0]
+            predicting = logits[len(prompt_ids) - 1 : -1].float().log_softmax(-1)
+            targets = torch.tensor(completion_ids, device=policy.device)[:, None]
+            logprobs.append(predicting.gather(1, targets)[:, 0].cpu())
     finally:
         use_layouts(policy.base)
+    return logprobs

@@ -37,8 +37,12 @@ class Transcriber:
         settings: SamplingSettings,
         allowed_tokens: NDArray[np.uint8] | None = None,
     ) -> Completion:
-        text = self._text(token_ids)
-        num_reasoning_tokens, output_text = find_thinking(token_ids, self.tokenizer, prompt_ids)
+        ended = token_ids[-1] in self.end_token_ids
+        answer_ids = (
+            token_ids[:-1] if ended else token_ids
+        )  # an end token need not be a special one
+        text = self._text(answer_ids)
+        num_reasoning_tokens, output_text = find_thinking(answer_ids, self.tokenizer, prompt_ids)
         cut = _first_stop(output_text, settings.stop)
         return Completion(
             token_ids=tuple(token_ids),

@@ -85,7 +85,11 @@ def evaluate(
     rollout, settings = job.engine.rollout, job.engine.evaluation
     top_p = 1.0 if settings.temperature == 0 else rollout.top_p
     sampling = SamplingSettings(
-        settings.temperature, top_p, rollout.max_completion_tokens, tuple(rollout.stop)
+        settings.temperature,
+        top_p,
+        rollout.max_completion_tokens,
+        tuple(rollout.stop),
+        keeps_allowed_tokens=False,
     )
     num_samples = job.hyperparameters.eval_samples
     plan = RolloutPlan(num_samples, job.seed, Purpose.EVALUATE, 0, sampling)

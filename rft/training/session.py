@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from rft.data import data_warnings
-from rft.errors import JobFailedError, PausedError, RftError
+from rft.errors import JobError, JobFailedError, PausedError, RftError
 from rft.graders import grader_parts
 from rft.job import Job, ResolvedJob, dump_job
 from rft.policy import Policy
@@ -60,6 +60,12 @@ def train(
     report = report if report and ranks.is_main else Silent()
     if resume and (finished := finished_outcome(job.suffix, run_folder, runs_folder)):
         return finished
+    if ranks.size > 1 and job.engine.model.device.startswith("cuda:"):
+        raise JobError(
+            f"{ranks.size} processes cannot share the one device {job.engine.model.device}",
+            where="engine.model.device",
+            remedy="write cuda: each process then takes its own",
+        )
     rows = read_rows(job)
     with ExitStack() as stack:
         stack.callback(ranks.close)
@@ -152,7 +158,7 @@ class Session:
             stack.callback(recorder.close)
         session = cls(
             workshop, ranks, folder, policy, trainer, updater, collector,
-            Watch(sampler.is_exact and job.engine.lora.dropout == 0), recorder, report,
+            Watch(sampler.is_exact and not policy.has_dropout), recorder, report,
         )  # fmt: skip
         session._begin(choice, workshop)
         sampler.refresh()
@@ -278,6 +284,7 @@ class Session:
             self._warn(self._watch.evaluation(evaluation))
             if self._recorder and self._recorder.checkpoints.save(self._policy, evaluation, flat):
                 self.say("info", f"Checkpoint created at step {record.step}")
+                self._recorder.writer.status("running", best=self._best())
         self._progress = Progress(
             step=record.step,
             stream_cursor=self._trainer.stream.cursor,
@@ -296,11 +303,7 @@ class Session:
         if not self._recorder:
             return
         writer = self._recorder.writer
-        ranking = self._recorder.checkpoints.ranking()
-        best = (
-            {"step": ranking[0].step, "valid_reward_mean": ranking[0].reward} if ranking else None
-        )
-        writer.status("running", step=self._progress.step, best=best)
+        writer.status("running", step=self._progress.step, best=self._best())
         parameters = self._policy.parameters()
         self._states.save(
             State(
@@ -309,6 +312,13 @@ class Session:
                 optimizer=optimizer_tensors(self._updater.optimizer, parameters),
                 positions=writer.positions(),
             )
+        )
+
+    def _best(self) -> dict[str, Any] | None:
+        """The best checkpoint, as state.json names it."""
+        ranking = self._recorder.checkpoints.ranking() if self._recorder else []
+        return (
+            {"step": ranking[0].step, "valid_reward_mean": ranking[0].reward} if ranking else None
         )
 
     def _pause_if_due(self, stop_requested: Callable[[], bool], hours: float) -> None:
@@ -325,8 +335,9 @@ class Session:
             self._pause(f"paused after step {self._progress.step}: {reasons[0]}")
 
     def _pause_on_grading_failures(self, record: StepRecord) -> None:
-        failures = grading_failures(record.groups)
-        num_rollouts = sum(len(group.rollouts) for group in record.groups)
+        groups = (*record.groups, *record.replaced)
+        failures = grading_failures(groups)
+        num_rollouts = sum(len(group.rollouts) for group in groups)
         rate = len(failures) / num_rollouts
         if rate <= self.job.engine.grading.error_pause_rate:
             return
@@ -366,10 +377,15 @@ class Session:
             self.say("warn", warning)
 
     def _end(self, status: str, message: str) -> Outcome:
-        if self._recorder:
-            error = {"message": message} if status == "failed" else None
-            self.say("error" if error else "info", message)
-            self._recorder.writer.status(status, message=message, error=error)  # type: ignore[arg-type]
+        if not self._recorder:
+            progress = self._progress
+            return Outcome(
+                status, self.folder.root, progress.step, progress.baseline, None, None,
+                progress.last_reward, None, message,
+            )  # fmt: skip
+        error = {"message": message} if status == "failed" else None
+        self.say("error" if error else "info", message)
+        self._recorder.writer.status(status, message=message, error=error)  # type: ignore[arg-type]
         outcome = outcome_of(self.folder.root, status, message)
         self._report.finished(outcome)
         return outcome

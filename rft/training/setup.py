@@ -1,7 +1,7 @@
 """From a job document to everything a run needs: rows, model, tokenizer, sampler, grader."""
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +9,7 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from rft.data import load_examples, row_place
-from rft.errors import DataError, JobError, UserError
+from rft.errors import DataError, JobError, ModelError, UserError
 from rft.graders import open_grader, template_problems
 from rft.job import Job, JobFacts, ResolvedJob, resolve_job
 from rft.models import (
@@ -128,19 +128,34 @@ def make_policy(workshop: Workshop) -> Policy:
     """The policy a job starts with: a new adapter, or the one it continues from."""
     job = workshop.job
     checkpointing = job.engine.training.gradient_checkpointing
-    if workshop.source.adapter is not None:
-        return continued_policy(workshop.base, workshop.source.adapter, checkpointing)
     lora = job.engine.lora
     shape = LoraShape(lora.rank, lora.alpha, lora.dropout, lora.targets)
-    return new_policy(workshop.base, shape, job.seed, checkpointing)
+    with known_family(workshop.base):
+        if workshop.source.adapter is not None:
+            return continued_policy(workshop.base, workshop.source.adapter, checkpointing)
+        return new_policy(workshop.base, shape, job.seed, checkpointing)
 
 
 def make_sampler(workshop: Workshop, policy: Policy) -> NativeSampler:
     """The native engine, after it has shown that it agrees with the model's plain forward pass."""
     transcriber = Transcriber(workshop.tokenizer, workshop.end_token_ids)
-    sampler = NativeSampler(policy, transcriber, workshop.job.engine.rollout.slots)
-    check_sampler(sampler, policy)
+    with known_family(workshop.base):
+        sampler = NativeSampler(policy, transcriber, workshop.job.engine.rollout.slots)
+        check_sampler(sampler, policy)
     return sampler
+
+
+@contextmanager
+def known_family(base: PreTrainedModel) -> Iterator[None]:
+    """Anything a model does that the engine does not expect is the model family's, said in words."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ModelError(
+            f"{type(base).__name__} does not fit the engine: {type(error).__name__}: {error}",
+            where="model",
+            remedy="this model family is not supported yet",
+        ) from error
 
 
 def make_collector(job: ResolvedJob, sampler: NativeSampler, stack: ExitStack) -> Collector:

@@ -202,7 +202,8 @@ class Updater:
     @contextmanager
     def _counted_dropout(self, step: int, index: int) -> Iterator[None]:
         """Make dropout, if the job has any, a function of seed, step, rank and micro-batch."""
-        with torch.random.fork_rng():
+        devices = [self._policy.device] if self._policy.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
             key = np.random.SeedSequence([self._seed, step, self._ranks.rank, index])
             torch.manual_seed(int(key.generate_state(1, np.uint64)[0] >> np.uint64(1)))
             yield

@@ -124,7 +124,8 @@ def _gap(metrics: Mapping[str, Any], limit: float) -> str | None:
 
 def _grading_errors(record: StepRecord) -> dict[str, str]:
     """By kind of error, what to say about it."""
-    grades = [rollout.grade for group in record.groups for rollout in group.rollouts]
+    groups = (*record.groups, *record.replaced)
+    grades = [rollout.grade for group in groups for rollout in group.rollouts]
     details: dict[str, list[str]] = {}
     for grade in grades:
         for kind, detail in all_errors(grade).items():

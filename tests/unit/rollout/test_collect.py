@@ -23,7 +23,7 @@ def make_draw(ordinal: int, row: int) -> Draw:
 class LastFirst(Sampler):
     """Finishes the last sample of the last request first."""
 
-    is_exact, facts = True, {}  # noqa: RUF012
+    is_exact, facts = True, {}
 
     def __init__(self) -> None:
         self.requests: list[SampleRequest] = []

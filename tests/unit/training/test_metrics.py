@@ -36,7 +36,13 @@ def make_update(**sums: float) -> Update:
         "loss": 0.5, "policy_loss": 0.25, "kl": 0.125, "num_tokens": 8, "entropy": 4.0,
         "num_clipped": 2, "gap": 0.08, "gap_max": 0.05,
     }  # fmt: skip
-    return Update(Sums(**(values | sums)), gradient_norm=3.0, update_norm=0.5, learning_rate=0.1, is_skipped=False)
+    return Update(
+        Sums(**(values | sums)),
+        gradient_norm=3.0,
+        update_norm=0.5,
+        learning_rate=0.1,
+        is_skipped=False,
+    )
 
 
 def make_record(updates: tuple[Update, ...] = (make_update(),)) -> StepRecord:

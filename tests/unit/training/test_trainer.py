@@ -23,7 +23,7 @@ NUM_ROWS = 6
 class ScriptedSampler(Sampler):
     """Completes with the sample's number; the last request finishes first."""
 
-    is_exact, facts = True, {}  # noqa: RUF012
+    is_exact, facts = True, {}
 
     def __init__(self) -> None:
         self.calls: list[tuple[list[SampleRequest], SamplingSettings]] = []
