@@ -50,7 +50,7 @@ BASE_NOISE = (
 )
 """Attributes of transformers modules that make their forward pass random in training mode."""
 
-PLAIN_ADAPTER = {
+PLAIN_ADAPTER: dict[str, tuple[object, ...]] = {
     "bias": ("none",),
     "use_dora": (False, None),
     "lora_bias": (False, None),

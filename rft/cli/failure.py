@@ -51,7 +51,8 @@ def report_interrupt(as_json: bool) -> int:
 def other_rank() -> int:
     """This process's rank when a launcher started it as one of several; 0 otherwise."""
     rank = os.environ.get("RANK", "0")
-    return int(rank) if rank.isdigit() and int(os.environ.get("WORLD_SIZE") or 1) > 1 else 0
+    size = os.environ.get("WORLD_SIZE", "1")
+    return int(rank) if rank.isdigit() and size.isdigit() and int(size) > 1 else 0
 
 
 def _is_unexpected(cause: BaseException | None) -> bool:

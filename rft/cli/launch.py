@@ -24,7 +24,8 @@ PAUSE_SECONDS = "600"
 
 def is_launched() -> bool:
     """Whether a launcher started this process as one of several."""
-    return int(os.environ.get("WORLD_SIZE") or 1) > 1
+    size = os.environ.get("WORLD_SIZE", "1")
+    return size.isdigit() and int(size) > 1
 
 
 def launch(

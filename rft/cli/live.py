@@ -25,9 +25,6 @@ SHOWN_FACTS = (
     "num_validation_rows",
     "batch_size",
     "group_size",
-    "num_trainable_parameters",
-    "learning_rate",
-    "loss",
 )
 STEPS_FOR_ETA = 20
 

@@ -1,7 +1,10 @@
 """What a run came to: gain, checkpoints, answers before and after, the curve, what to do next."""
 
 import math
+import os
 import shlex
+import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -134,14 +137,31 @@ def _next_commands(run: Run, status: RunStatus) -> list[str]:
     if status.status in ("paused", "failed"):
         commands.append(
             f"rft train {shlex.quote(str(run.folder.resolved_job))} --resume"
-            f" --run-dir {shlex.quote(str(run.folder.root))}"
+            f" --run-dir {shlex.quote(str(run.folder.root))}" + _larger_budget(status)
         )
     if run.best_checkpoint() is not None:
         commands.append(f"rft generate {name} {shlex.quote(_example_prompt(run))}")
         if start_to_best(run) is not None:
             commands.append(f"rft runs compare {name}@0 {name}@best")
         commands.append(f"rft export {name} {shlex.quote(run.name + '-adapter')} --format peft")
-    return ["next", *(f"  {command}" for command in commands)] if commands else []
+    if not commands:
+        return []
+    return ["next", *(f"  {program()}{command.removeprefix('rft')}" for command in commands)]
+
+
+def _larger_budget(status: RunStatus) -> str:
+    """What takes away the budget that a run paused on."""
+    if "budget" not in (status.message or ""):
+        return ""
+    return " engine.budget.steps=null engine.budget.hours=null"
+
+
+def program() -> str:
+    """How this program was started, so that a printed command can be pasted."""
+    if shutil.which("rft"):
+        return "rft"
+    interpreter = os.path.relpath(sys.executable)
+    return f"{sys.executable if interpreter.startswith('..') else interpreter} -m rft"
 
 
 def _example_prompt(run: Run) -> str:

@@ -7,8 +7,6 @@ from rft.data.rows import RowError, kind
 from rft.types import Message
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
-TEXT_PARTS = ("text", "input_text", "output_text")
-LATER_PARTS = ("image_url", "input_image", "image", "input_audio", "audio", "file", "input_file")
 
 
 def check_messages(messages: Any) -> tuple[Message, ...]:

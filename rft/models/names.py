@@ -57,7 +57,7 @@ def _locate(name: str, runs_folder: Path, asked_by: Path | None = None) -> tuple
     if builtin := BUILTIN_MODELS.get(name):
         return _found(builtin_folder(builtin))
     path = Path(name).expanduser()
-    if name and path.is_dir() and not RunFolder(path).is_run:
+    if name and (_is_adapter(path) or (path / "config.json").is_file()):
         return _found(path)
     if path.is_file():
         if path.suffix.lower() != ".gguf":
@@ -70,6 +70,8 @@ def _locate(name: str, runs_folder: Path, asked_by: Path | None = None) -> tuple
     run = split_reference(name)[0]
     if run and any(RunFolder(parent / run).is_run for parent in (Path(), runs_folder)):
         return _found(adapter_folder(name, runs_folder))
+    if name and path.is_dir():
+        return _found(path)
     if HUB_ID.fullmatch(name) and not name.endswith(".gguf"):
         return hub_folder(name), name
     raise _not_found(name, runs_folder, asked_by)

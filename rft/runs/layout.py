@@ -85,7 +85,7 @@ class RunFolder:
     @property
     def is_run(self) -> bool:
         """Whether a run was begun here."""
-        return self.state.is_file() or self.job.is_file() or self.lock.is_file()
+        return self.state.is_file() or self.lock.is_file()
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +181,17 @@ def _reopened(folder: Path) -> RunChoice:
     if read_document(run.state).get("status") in FINISHED:
         return RunChoice(folder, "finished")
     return RunChoice(folder, "resume" if steps_in(run.states) else "start")
+
+
+def refuse_unwritable(folder: Path) -> None:
+    """Raise MachineError when a folder that may not exist yet could not be written to."""
+    existing = folder.absolute()
+    while not os.path.lexists(existing):
+        existing = existing.parent
+    if not existing.is_dir():
+        raise _unwritable(folder, f"{existing} is not a folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise _unwritable(folder, "permission denied")
 
 
 def _make(folder: Path) -> None:

@@ -65,6 +65,11 @@ class RunWriter:
         self._num_events = sum(1 for _ in read_lines(folder.events))
         self._state = read_document(folder.state)
 
+    @property
+    def state(self) -> Mapping[str, Any]:
+        """What state.json holds."""
+        return self._state
+
     def close(self) -> None:
         """Free the run for another writer; a second call does nothing."""
         for file in (self._events, self._metrics, self._results):

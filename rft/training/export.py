@@ -3,13 +3,14 @@
 import shutil
 from pathlib import Path
 
+import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rft.errors import MachineError, RunError
-from rft.models import find_model
+from rft.models import ModelSource, find_model, load_config, load_model, load_tokenizer
 from rft.runs.folders import MANIFEST
 from rft.training.checkpoints import ENTRY
+from rft.training.probes import settings_of
 
 
 def export(reference: str, folder: Path, format: str, runs_folder: Path) -> Path:
@@ -31,7 +32,7 @@ def export(reference: str, folder: Path, format: str, runs_folder: Path) -> Path
             ignored = shutil.ignore_patterns(MANIFEST, ENTRY)
             shutil.copytree(source.adapter, folder, ignore=ignored)
         else:
-            _write_merged(source.folder, source.adapter, folder)
+            _write_merged(source, folder)
     except BaseException as error:
         shutil.rmtree(folder, ignore_errors=True)
         if not isinstance(error, OSError):
@@ -44,10 +45,11 @@ def export(reference: str, folder: Path, format: str, runs_folder: Path) -> Path
     return folder
 
 
-def _write_merged(base_folder: Path, adapter: Path, folder: Path) -> None:
+def _write_merged(source: ModelSource, folder: Path) -> None:
     """Fold W + scaling · B A in float32, then save in the base's own number format."""
-    base = AutoModelForCausalLM.from_pretrained(base_folder, dtype="auto", use_safetensors=True)
-    stored = base.dtype
-    merged = PeftModel.from_pretrained(base.float(), str(adapter)).merge_and_unload()
+    settings = settings_of(source)[0].model_copy(update={"quantization": "none"})
+    stored = load_config(source, settings).dtype or torch.float32
+    base = load_model(source, settings, "float32", "cpu")
+    merged = PeftModel.from_pretrained(base, str(source.adapter)).merge_and_unload()
     merged.to(stored).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(base_folder).save_pretrained(folder)
+    load_tokenizer(source, settings).save_pretrained(folder)

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from rft.runs.compare import compare_evaluations
-from rft.runs.layout import FINISHED, newest_run
-from rft.runs.reader import open_run
+from rft.runs.layout import FINISHED, RunFolder, newest_run
+from rft.runs.reader import Run
 from rft.training.report import Outcome
 
 
@@ -13,7 +13,7 @@ def finished_outcome(suffix: str, run_folder: Path | None, runs_folder: Path) ->
     folder = run_folder or newest_run(suffix, runs_folder)
     if folder is None or not folder.is_dir():
         return None
-    status = open_run(str(folder), folder.parent).status().status
+    status = Run(RunFolder(folder)).status().status
     if status not in FINISHED:
         return None
     return outcome_of(folder, status, f"{folder.name} has already {status}")
@@ -21,7 +21,7 @@ def finished_outcome(suffix: str, run_folder: Path | None, runs_folder: Path) ->
 
 def outcome_of(folder: Path, status: str, message: str) -> Outcome:
     """A run's result as its folder tells it."""
-    run = open_run(str(folder), folder.parent)
+    run = Run(RunFolder(folder))
     valid = {m["step"]: m["valid_reward_mean"] for m in run.metrics() if "valid_reward_mean" in m}
     best = run.best_checkpoint()
     error = None

@@ -40,6 +40,7 @@ from rft.training.setup import (
     open_workshop,
     read_rows,
     render,
+    try_grader,
 )
 from rft.training.trainer import Trainer, rollout_plan
 from rft.training.update import Updater
@@ -57,6 +58,7 @@ def validate(
     """Check data, grader and model; with `samples`, what the untrained model earns; with `estimate`,
     time and memory of the job from two measured steps. Raises UserError with all that is wrong."""
     rows = read_rows(job)
+    try_grader(job, rows)
     source = find_model(job.model, runs_folder=runs_folder)
     _, train_prompts, valid_prompts = render(job, rows, source)
     longest = max(len(prompt.token_ids) for prompt in (*train_prompts, *valid_prompts))

@@ -61,6 +61,8 @@ class Recorder:
             self.writer.samples(step, sample_rows(record))
         if evaluation:
             flat |= evaluation_metrics(evaluation, self._pass_threshold)
+            seconds = flat.get("timing/full_iteration", 0.0) + evaluation.seconds
+            flat["timing/full_iteration"] = seconds
             kept = [entry.step for entry in self.checkpoints.ranking()]
             self.writer.evaluation(step, evaluation_rows(evaluation), keep=kept)
         tree = metric_tree(flat, self._parts, record, evaluation)
@@ -69,7 +71,11 @@ class Recorder:
         self.writer.event("info", _headline(flat, tree), type="metrics", data=tree)
         if self._tracker:
             numbers = {k: v for k, v in flat.items() if isinstance(v, (int, float))}
-            self._tracker.log(numbers, step=step)
+            try:
+                self._tracker.log(numbers, step=step)
+            except Exception as error:  # a tracker must not take a run down
+                self._tracker = None
+                self.say("warn", f"tracking stops here: {type(error).__name__}: {error}")
         if record:
             self._report.step(flat)
         if evaluation:
@@ -95,7 +101,7 @@ def open_tracker(job: ResolvedJob, run_folder: Path) -> Accelerator | None:
     try:
         accelerator = Accelerator(cpu=on_cpu, log_with=names, project_dir=str(run_folder))
         accelerator.init_trackers(project, config, init_kwargs={"wandb": details})
-    except (ImportError, ValueError) as error:
+    except Exception as error:  # each tracker has errors of its own
         raise MachineError(
             f"tracking cannot start: {error}",
             where="engine.tracking.report_to",

@@ -2,13 +2,14 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import yaml
 
 from rft.errors import RunError
 from rft.job import ResolvedJob, dump_job
-from rft.runs.layout import RunFolder
+from rft.runs.layout import RunFolder, steps_in
 from rft.training.setup import Workshop
 
 EPOCHS = "method.reinforcement.hyperparameters.n_epochs"
@@ -62,6 +63,18 @@ def data_digest(workshop: Workshop) -> str:
         content = [prompt.token_ids, prompt.example.item]
         digest.update(json.dumps(content, sort_keys=True, default=str).encode())
     return digest.hexdigest()
+
+
+def refuse_lost_state(folder: RunFolder, faults: Sequence[str]) -> None:
+    """Raise RunError when a run has finished steps but no state to go on from: they are not thrown away."""
+    if not faults and not steps_in(folder.checkpoints) and not steps_in(folder.samples, ".parquet"):
+        return
+    raise RunError(
+        "this run has finished steps but no state to go on from"
+        + "".join(f"; {f}" for f in faults),
+        where=str(folder.root),
+        remedy="start another run; the checkpoints of this one can still be used",
+    )
 
 
 def refuse_changed_data(before: str, now: str, folder: RunFolder) -> None:

@@ -1,7 +1,7 @@
 """A whole job: from the document to the summary, with its run folder kept true on the way."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from rft.policy import Policy
 from rft.rollout.collect import Collector
 from rft.rollout.native import NativeSampler
 from rft.runs.environment import environment
-from rft.runs.layout import RUNS_FOLDER, RunChoice, RunFolder, choose_run_folder
+from rft.runs.layout import RUNS_FOLDER, RunChoice, RunFolder, choose_run_folder, refuse_unwritable
 from rft.runs.writer import RunWriter
 from rft.training.evaluation import Evaluation, evaluate
 from rft.training.interrupts import stop_requests
@@ -26,7 +26,12 @@ from rft.training.outcome import finished_outcome, outcome_of
 from rft.training.ranks import Ranks
 from rft.training.record import Recorder
 from rft.training.report import Outcome, Report, Silent
-from rft.training.resume import data_digest, refuse_changed_data, refuse_changed_job
+from rft.training.resume import (
+    data_digest,
+    refuse_changed_data,
+    refuse_changed_job,
+    refuse_lost_state,
+)
 from rft.training.setup import (
     Workshop,
     make_collector,
@@ -34,12 +39,13 @@ from rft.training.setup import (
     make_sampler,
     open_workshop,
     read_rows,
+    try_grader,
 )
 from rft.training.states import Progress, State, StateStore
 from rft.training.trainer import StepRecord, Trainer
 from rft.training.update import Updater
 from rft.training.watch import Watch
-from rft.types import Prompt
+from rft.types import Group, Prompt
 
 
 def train(
@@ -66,7 +72,10 @@ def train(
             where="engine.model.device",
             remedy="write cuda: each process then takes its own",
         )
+    if ranks.is_main:
+        refuse_unwritable(run_folder or runs_folder)
     rows = read_rows(job)
+    try_grader(job, rows)
     with ExitStack() as stack:
         stack.callback(ranks.close)
         workshop = open_workshop(job, rows, runs_folder)
@@ -134,10 +143,13 @@ class Session:
         writer = stack.enter_context(RunWriter(choice.folder, parts)) if ranks.is_main else None
         if choice.action == "resume":
             refuse_changed_job(job, folder)
+        if writer:
+            stack.push(_failed_start(writer))
         total_steps = job.steps(len(workshop.train_prompts))
         if writer:
             writer.status("validating_files", total_steps=total_steps)
-            writer.document("job.yaml", job_text)
+            if choice.action == "start":
+                writer.document("job.yaml", job_text)
             writer.document("job.resolved.yaml", dump_job(job))
         collector = make_collector(job, sampler, stack)
         updater = Updater(job, policy, ranks, total_steps, sampler.is_exact)
@@ -167,14 +179,16 @@ class Session:
     def run(self) -> Outcome:
         """Evaluate, step, evaluate … until the steps are done or something ends the run early."""
         try:
-            with stop_requests() as stop_requested:
+            with stop_requests(is_told=self._recorder is not None) as stop_requested:
                 message = self._loop(stop_requested)
         except PausedError as pause:
             self._end("paused", str(pause))
             raise
         except KeyboardInterrupt:
             self._end("paused", "interrupted; the step in progress is lost")
-            raise PausedError("interrupted", remedy="go on with --resume") from None
+            raise PausedError(
+                "interrupted", where=str(self.folder.root), remedy="resume it"
+            ) from None
         except Exception as error:
             self._end("failed", f"{type(error).__name__}: {error}")
             if isinstance(error, RftError):
@@ -193,7 +207,9 @@ class Session:
 
     def _begin(self, choice: RunChoice, workshop: Workshop) -> None:
         """Start from nothing, or from the newest undamaged state."""
-        state, faults = self._states.newest() if choice.action == "resume" else (None, [])
+        state, faults = self._states.newest()
+        if state is None:
+            refuse_lost_state(self.folder, faults)
         if state:
             refuse_changed_data(state.progress.data_digest, self._data_digest, self.folder)
         writer = self._recorder.writer if self._recorder else None
@@ -212,7 +228,10 @@ class Session:
             self._watch.counters.update(state.progress.watch)
             self.say("info", f"Resuming after step {state.progress.step}")
         else:
+            files = f"{self.job.training_file} and validation file: {self.job.validation_file}"
             self.say("info", f"Created fine-tuning job: {self.folder.root.name}")
+            self.say("info", f"Validating training file: {files}")
+            self.say("info", "Files validated, moving job to queued state")
         if writer:
             writer.status("running", step=self._progress.step, total_steps=self._total_steps)
         self.say("info", "Fine-tuning job started")
@@ -247,7 +266,7 @@ class Session:
             is_due = step % self.job.hyperparameters.eval_interval == 0 or step == self._total_steps
             evaluation = self._evaluate(step) if is_due else None
             self._advance(record, evaluation)
-            self._pause_on_grading_failures(record)
+            self._pause_on_grading_failures(step, (*record.groups, *record.replaced))
             reason = self._early_end(evaluation)
             if reason:
                 self._save_state()
@@ -262,6 +281,7 @@ class Session:
         if self._recorder:
             self._recorder.step(None, evaluation)
         self._warn(self._watch.evaluation(evaluation))
+        self._pause_on_grading_failures(0, evaluation.groups)
         reward = evaluation.reward_mean
         self._progress = Progress(0, 0, self._data_digest, reward, reward, None, 0, {})
 
@@ -332,10 +352,9 @@ class Session:
             mine = f"the budget of {budget.hours:g} hours is spent"
         reasons = [reason for reason in self._ranks.gather([mine]) if reason]
         if reasons:
-            self._pause(f"paused after step {self._progress.step}: {reasons[0]}")
+            self._pause(f"paused after step {self._progress.step}: {reasons[0]}", "resume it")
 
-    def _pause_on_grading_failures(self, record: StepRecord) -> None:
-        groups = (*record.groups, *record.replaced)
+    def _pause_on_grading_failures(self, step: int, groups: Sequence[Group]) -> None:
         failures = grading_failures(groups)
         num_rollouts = sum(len(group.rollouts) for group in groups)
         rate = len(failures) / num_rollouts
@@ -348,15 +367,16 @@ class Session:
         ]
         limit = self.job.engine.grading.error_pause_rate
         self._pause(
-            f"paused after step {record.step}: {rate:.0%} of its grades failed "
-            f"(engine.grading.error_pause_rate is {limit:g}). For example: " + " | ".join(offenders)
+            f"paused after step {step}: {rate:.0%} of its grades failed "
+            f"(engine.grading.error_pause_rate is {limit:g}). For example: "
+            + " | ".join(offenders),
+            "resume once what the grader needs is there; a grader that must be changed takes a new run",
         )
 
-    def _pause(self, reason: str) -> None:
-        self._save_state()
-        raise PausedError(
-            reason, where=str(self.folder.root), remedy="go on with rft train … --resume"
-        )
+    def _pause(self, reason: str, remedy: str) -> None:
+        if self._progress.step > 0:
+            self._save_state()
+        raise PausedError(reason, where=str(self.folder.root), remedy=remedy)
 
     def _early_end(self, evaluation: Evaluation | None) -> str | None:
         settings = self.job.engine.evaluation
@@ -384,8 +404,23 @@ class Session:
                 progress.last_reward, None, message,
             )  # fmt: skip
         error = {"message": message} if status == "failed" else None
+        best = self._best()
+        if status == "succeeded" and best:
+            self.say(
+                "info", f"New fine-tuned model created: {self.folder.root.name}@{best['step']}"
+            )
         self.say("error" if error else "info", message)
         self._recorder.writer.status(status, message=message, error=error)  # type: ignore[arg-type]
         outcome = outcome_of(self.folder.root, status, message)
         self._report.finished(outcome)
         return outcome
+
+
+def _failed_start(writer: RunWriter) -> Callable[[type[BaseException] | None, Any, Any], None]:
+    """An exit callback: a run whose parts could not be put together is a failed one."""
+
+    def record(kind: type[BaseException] | None, error: Any, traceback: Any) -> None:
+        if kind is not None and writer.state.get("status") == "validating_files":
+            writer.status("failed", message=str(error), error={"message": str(error)})
+
+    return record

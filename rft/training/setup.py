@@ -1,16 +1,18 @@
 """From a job document to everything a run needs: rows, model, tokenizer, sampler, grader."""
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from rft.data import load_examples, row_place
-from rft.errors import DataError, JobError, ModelError, UserError
-from rft.graders import open_grader, template_problems
+from rft.errors import DataError, GraderError, JobError, ModelError, UserError
+from rft.graders import GradingSettings, open_grader, template_problems
 from rft.job import Job, JobFacts, ResolvedJob, resolve_job
 from rft.models import (
     ModelSource,
@@ -80,6 +82,38 @@ def read_rows(job: Job) -> Rows:
     return Rows(*examples)
 
 
+def try_grader(job: Job, rows: Rows) -> None:
+    """Grade an empty answer once, so that a grader that can never work is found before a model is loaded.
+
+    Raises GraderError when it gives no grade at all.
+    """
+    sample = {
+        "output_text": "",
+        "output_tools": [],
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": ""},
+                "finish_reason": "stop",
+            }
+        ],
+    }
+    with open_grader(job.grader, GradingSettings(**_limits(job))) as grader:
+        grade = grader.grade(sample, rows.train[0].item)
+    if grade.reward is None:
+        details = "; ".join(f"{kind}: {text.strip()}" for kind, text in grade.errors.items())
+        raise GraderError(
+            f"the grader cannot grade an empty answer to the first training row: {details[-1500:]}",
+            where="method.reinforcement.grader",
+            remedy="mend it, and try it with rft grade",
+        )
+
+
+def _limits(job: Job) -> dict[str, Any]:
+    python = job.engine.grading.python
+    return {"timeout_seconds": python.timeout_seconds, "memory_mb": python.memory_mb}
+
+
 def render(
     job: Job, rows: Rows, source: ModelSource
 ) -> tuple[PreTrainedTokenizerBase, tuple[Prompt, ...], tuple[Prompt, ...]]:
@@ -120,8 +154,25 @@ def open_workshop(job: Job, rows: Rows, runs_folder: Path) -> Workshop:
         activation_bytes_per_token=activation_bytes_per_token(base.config, base.dtype),
         num_cores=available_cores(),
     )
+    if source.adapter is not None:
+        job = with_lora_of(job, source.adapter)
     ends = end_token_ids(base.config, base.generation_config, tokenizer)
     return Workshop(resolve_job(job, facts), source, tokenizer, base, ends, train, valid)
+
+
+def with_lora_of(job: Job, adapter: Path) -> Job:
+    """The job with `engine.lora` as the adapter has it that it continues from."""
+    config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    targets = config["target_modules"]
+    shape = {
+        "rank": config["r"],
+        "alpha": config["lora_alpha"],
+        "dropout": config["lora_dropout"],
+        "targets": tuple(sorted(targets)) if isinstance(targets, list) else "all-linear",
+    }
+    lora = job.engine.lora.model_copy(update=shape)
+    engine = job.engine.model_copy(update={"lora": lora})
+    return job.model_copy(update={"engine": engine})
 
 
 def make_policy(workshop: Workshop) -> Policy:

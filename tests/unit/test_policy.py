@@ -152,7 +152,7 @@ def test_the_adapter_goes_to_disk_and_back(tmp_path: Path) -> None:
 
 def test_tensors_of_another_adapter_are_refused() -> None:
     policy = tiny_policy()
-    with pytest.raises(ModelError, match=r"unexpected tensors in the saved adapter.*wrong"):
+    with pytest.raises(ModelError, match=r"the saved adapter is not this policy's"):
         policy.load_adapter({"wrong.lora_A.weight": torch.zeros(1)})
 
 
@@ -222,7 +222,6 @@ def test_asking_the_reference_keeps_gradients_and_modes(tmp_path: Path) -> None:
                 n: p.grad.clone() for n, p in policy.parameters().items() if p.grad is not None
             }
             policy.reference_logprobs(batch(), 1.0)
-            assert policy.model.training
             after = policy.parameters()
             assert before.keys() == after.keys()
             for name, gradient in before.items():
@@ -244,19 +243,48 @@ def test_the_reference_has_no_dropout(tmp_path: Path) -> None:
     assert (noisy - first).abs().max() > 0.01
 
 
-def test_training_mode_ends_with_the_update() -> None:
-    policy = tiny_policy()
-    assert not policy.model.training
+def test_the_adapters_dropout_is_on_in_an_update_alone() -> None:
+    policy = new_policy(tiny_model(), LoraShape(4, 8, dropout=0.5), 0)
+    make_adapter_large(policy)
+    assert policy.has_dropout and not tiny_policy().has_dropout
+
+    def scored() -> torch.Tensor:
+        with torch.no_grad():
+            return policy.score(batch(), 1.0).logprobs
+
+    quiet = scored()
     with policy.updating():
-        assert policy.model.training
-    assert not policy.model.training
+        assert not torch.equal(scored(), quiet)
+        policy.reference_logprobs(batch(), 1.0)
+        assert not torch.equal(scored(), quiet)
+    assert torch.equal(scored(), quiet)
+
+
+def test_an_update_sees_the_policy_that_is_sampled_from() -> None:
+    noisy = {"dropout": 0.5, "attention_dropout": 0.5, "layerdrop": 0.5, "word_embed_proj_dim": 64}
+    policy = tiny_policy("opt", True, ffn_dim=96, **noisy)
+    with torch.no_grad():
+        quiet = policy.score(batch(), 1.0).logprobs
+    with policy.updating():
+        assert torch.equal(policy.score(batch(), 1.0).logprobs, quiet)
+
+
+@pytest.mark.parametrize(
+    "change", [{"bias": "all"}, {"use_dora": True}, {"modules_to_save": ["lm_head"]}]
+)
+def test_an_unusual_adapter_is_refused(tmp_path: Path, change: dict[str, object]) -> None:
+    tiny_policy().save_adapter(tmp_path)
+    config = tmp_path / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | change))
+    with pytest.raises(ModelError, match=next(iter(change))):
+        continued_policy(tiny_model(), tmp_path)
 
 
 def test_training_mode_ends_with_a_failed_update() -> None:
     policy = tiny_policy()
     with pytest.raises(IndexError), policy.updating():
         policy.score(pack([TokenGroup((5, 999), ((6,),))], CPU), 1.0)
-    assert not policy.model.training
+    assert not any(module.training for module in policy.model.modules())
 
 
 def test_the_bare_base() -> None:
