@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from rft.cli.main import main
 from rft.data import load_examples
 from rft.errors import DataError, JobError, NotYetError, UserError
 from rft.job import load_job
@@ -420,13 +421,17 @@ MISTAKES = [
 ]
 
 
-def told(folder: Path, mistake: Mistake) -> UserError:
-    """The error a person sees who makes this mistake."""
+def prepare(folder: Path, mistake: Mistake) -> None:
     (folder / "job.yaml").write_text(mistake.job)
     (folder / "train.jsonl").write_bytes(mistake.train)
     (folder / "valid.jsonl").write_text(ROW)
     for name in mistake.remove:
         (folder / name).unlink()
+
+
+def told(folder: Path, mistake: Mistake) -> UserError:
+    """The error a person sees who makes this mistake."""
+    prepare(folder, mistake)
     with pytest.raises(UserError) as raised:
         start(folder / "job.yaml", mistake.overrides)
     return raised.value
@@ -450,6 +455,19 @@ def test_a_mistake_is_told_once_with_its_place_and_its_remedy(
     assert place.startswith(mistake.where) if mistake.overrides else place == mistake.where
     assert mistake.remedy in problem.remedy
     assert "\n" not in str(error) and "Traceback" not in str(error)
+
+
+@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.name)
+def test_the_command_line_tells_it_in_a_line_and_exits_with_2(
+    mistake: Mistake, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepare(tmp_path, mistake)
+    assert main(["validate", str(tmp_path / "job.yaml"), *mistake.overrides]) == 2
+    told = capsys.readouterr()
+    assert told.out == "" and "Traceback" not in told.err
+    (line,) = told.err.splitlines()
+    assert line.startswith("error: ") and " → " in line
+    assert mistake.what in line and mistake.remedy in line
 
 
 def test_many_mistakes_are_told_at_once_in_the_order_of_the_file(tmp_path: Path) -> None:
