@@ -28,15 +28,17 @@ def run_ranks(
     ]
     if num_ranks > 1:
         launch += ["--multi_gpu"]
-    return _run([*launch, "-m", module, *arguments], cwd, timeout)
+    return _run([*launch, "-m", module, *arguments], cwd, timeout, num_threads="1")
 
 
-def _run(command: list[str], cwd: Path, timeout: float) -> subprocess.CompletedProcess[str]:
+def _run(
+    command: list[str], cwd: Path, timeout: float, num_threads: str | None = None
+) -> subprocess.CompletedProcess[str]:
     environment = {
         **os.environ,
         "PYTHONPATH": str(ROOT),
         "ACCELERATE_USE_CPU": "true",
-        "OMP_NUM_THREADS": "1",
+        "OMP_NUM_THREADS": num_threads or os.environ["OMP_NUM_THREADS"],
         "NO_COLOR": "1",
     }
     return subprocess.run(

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -10,13 +11,13 @@ import torch
 from rft.job import ModelSettings
 from rft.models import encode_prompts, end_token_ids, find_model, load_model, load_tokenizer
 from rft.packing import TokenGroup, pack
-from rft.policy import LoraShape, new_policy
+from rft.policy import LoraShape, Policy, new_policy
 from rft.rollout.native import NativeSampler
 from rft.rollout.randomness import Purpose
 from rft.rollout.sampler import SampleRequest, SamplingSettings
 from rft.rollout.transcribe import Transcriber
 from rft.runs.reader import open_run
-from rft.types import Example
+from rft.types import Completion, Example
 from tests.launch import ROOT, run_rft
 from tests.tiny import make_adapter_large
 
@@ -64,7 +65,17 @@ def test_the_record_is_whole(smoke_run: Path) -> None:
     assert environment["bitwise"] is True and environment["world_size"] == 1
 
 
-def test_sampler_and_trainer_agree_on_thousands_of_tokens() -> None:
+@dataclass(frozen=True)
+class Real:
+    """The built-in model with a large adapter, and requests to sample from it."""
+
+    policy: Policy
+    transcriber: Transcriber
+    requests: list[SampleRequest]
+
+
+@pytest.fixture(scope="module")
+def real() -> Real:
     source = find_model("smollm2-135m-instruct", runs_folder=Path("runs"))
     settings = ModelSettings()
     tokenizer = load_tokenizer(source, settings)
@@ -79,17 +90,38 @@ def test_sampler_and_trainer_agree_on_thousands_of_tokens() -> None:
         tokenizer, examples, chat_template_kwargs={}, max_prompt_tokens=512, source_name="test"
     )
     ends = end_token_ids(policy.base.config, policy.base.generation_config, tokenizer)
-    sampler = NativeSampler(policy, Transcriber(tokenizer, ends), num_slots=32)
     requests = [
         SampleRequest(prompt.token_ids, 8, 0, Purpose.TRAIN, 1, ordinal)
         for ordinal, prompt in enumerate(prompts)
     ]
-    sampled = list(sampler.sample(requests, SamplingSettings(0.8, 1.0, 48)))
+    return Real(policy, Transcriber(tokenizer, ends), requests)
+
+
+def test_completions_do_not_depend_on_slots_order_or_neighbours(real: Real) -> None:
+    settings = SamplingSettings(0.8, 1.0, 10)
+    requests = real.requests[:3]
+
+    def sampled(num_slots: int, chosen: list[SampleRequest]) -> dict[tuple[int, int], Completion]:
+        sampler = NativeSampler(real.policy, real.transcriber, num_slots)
+        assert sampler.invariance.is_bitwise
+        found = sampler.sample(chosen, settings)
+        return {(chosen[s.request].ordinal, s.sample): s.completion for s in found}
+
+    expected = sampled(24, requests)
+    assert sampled(5, requests[::-1]) == expected
+    alone = sampled(24, requests[1:2])
+    assert alone == {place: expected[place] for place in alone}
+
+
+def test_sampler_and_trainer_agree_on_thousands_of_tokens(real: Real) -> None:
+    policy, ends = real.policy, real.transcriber.end_token_ids
+    sampler = NativeSampler(policy, real.transcriber, num_slots=32)
+    sampled = list(sampler.sample(real.requests, SamplingSettings(0.8, 1.0, 48)))
     gaps, effects, num_ends = [], [], 0
-    for index, prompt in enumerate(prompts):
+    for index, request in enumerate(real.requests):
         completions = [s.completion for s in sampled if s.request == index]
         num_ends += sum(completion.token_ids[-1] in ends for completion in completions)
-        group = TokenGroup(prompt.token_ids, tuple(c.token_ids for c in completions))
+        group = TokenGroup(request.prompt_ids, tuple(c.token_ids for c in completions))
         batch = pack([group], policy.device)
         with torch.no_grad():
             logprobs = policy.score(batch, 0.8).logprobs
