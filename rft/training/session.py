@@ -18,9 +18,9 @@ from rft.rollout.native import NativeSampler
 from rft.runs.environment import environment
 from rft.runs.layout import RUNS_FOLDER, RunChoice, RunFolder, choose_run_folder, refuse_unwritable
 from rft.runs.writer import RunWriter
+from rft.training.endings import budget_spent, early_end, grading_failure
 from rft.training.evaluation import Evaluation, evaluate
 from rft.training.interrupts import stop_requests
-from rft.training.metrics import all_errors, grading_failures
 from rft.training.optimization import load_optimizer_tensors, optimizer_tensors
 from rft.training.outcome import finished_outcome, outcome_of
 from rft.training.ranks import Ranks
@@ -261,13 +261,13 @@ class Session:
         if self._progress.step == 0 and self._progress.baseline is None:
             self._start()
         for step in range(self._progress.step + 1, self._total_steps + 1):
-            self._pause_if_due(stop_requested, (time.monotonic() - began) / 3600)
+            self._pause_if_due(stop_requested(), (time.monotonic() - began) / 3600)
             record = self._trainer.step(step)
             is_due = step % self.job.hyperparameters.eval_interval == 0 or step == self._total_steps
             evaluation = self._evaluate(step) if is_due else None
             self._advance(record, evaluation)
             self._pause_on_grading_failures(step, (*record.groups, *record.replaced))
-            reason = self._early_end(evaluation)
+            reason = early_end(self.job, evaluation, self._progress.evaluations_since_best)
             if reason:
                 self._save_state()
                 return reason
@@ -341,56 +341,24 @@ class Session:
             {"step": ranking[0].step, "valid_reward_mean": ranking[0].reward} if ranking else None
         )
 
-    def _pause_if_due(self, stop_requested: Callable[[], bool], hours: float) -> None:
-        budget = self.job.engine.budget
-        mine = None
-        if stop_requested():
-            mine = "stopped on request"
-        elif budget.steps is not None and self._progress.step >= budget.steps:
-            mine = f"the budget of {budget.steps} steps is spent"
-        elif budget.hours is not None and hours >= budget.hours:
-            mine = f"the budget of {budget.hours:g} hours is spent"
+    def _pause_if_due(self, is_stopped: bool, hours: float) -> None:
+        """All ranks pause together, whichever of them has a reason."""
+        spent = budget_spent(self.job, self._progress.step, hours)
+        mine = "stopped on request" if is_stopped else spent
         reasons = [reason for reason in self._ranks.gather([mine]) if reason]
         if reasons:
-            self._pause(f"paused after step {self._progress.step}: {reasons[0]}", "resume it")
+            self._pause(self._progress.step, reasons[0], "resume it")
 
     def _pause_on_grading_failures(self, step: int, groups: Sequence[Group]) -> None:
-        failures = grading_failures(groups)
-        num_rollouts = sum(len(group.rollouts) for group in groups)
-        rate = len(failures) / num_rollouts
-        if rate <= self.job.engine.grading.error_pause_rate:
-            return
-        offenders = [
-            f"row {group.prompt.example.row}, {rollout.completion.output_text[:80]!r}: "
-            + "; ".join(f"{k}: {v.strip()[-200:]}" for k, v in all_errors(rollout.grade).items())
-            for group, rollout in failures[:3]
-        ]
-        limit = self.job.engine.grading.error_pause_rate
-        self._pause(
-            f"paused after step {step}: {rate:.0%} of its grades failed "
-            f"(engine.grading.error_pause_rate is {limit:g}). For example: "
-            + " | ".join(offenders),
-            "resume once what the grader needs is there; a grader that must be changed takes a new run",
-        )
+        if reason := grading_failure(self.job, groups):
+            remedy = "resume once the grader has what it needs; a changed grader takes a new run"
+            self._pause(step, reason, remedy)
 
-    def _pause(self, reason: str, remedy: str) -> None:
+    def _pause(self, step: int, reason: str, remedy: str) -> None:
         if self._progress.step > 0:
             self._save_state()
-        raise PausedError(reason, where=str(self.folder.root), remedy=remedy)
-
-    def _early_end(self, evaluation: Evaluation | None) -> str | None:
-        settings = self.job.engine.evaluation
-        if evaluation is None or not evaluation.can_rank:
-            return None
-        if settings.stop_at is not None and evaluation.reward_mean >= settings.stop_at:
-            return (
-                f"Ended at step {evaluation.step}: valid_reward_mean {evaluation.reward_mean:.3f} "
-                f"reached stop_at {settings.stop_at:g}"
-            )
-        since = self._progress.evaluations_since_best
-        if settings.patience is not None and since >= settings.patience:
-            return f"Ended at step {evaluation.step}: no new best in {since} evaluations (patience)"
-        return None
+        what = f"paused after step {step}: {reason}"
+        raise PausedError(what, where=str(self.folder.root), remedy=remedy)
 
     def _warn(self, warnings: list[str]) -> None:
         for warning in warnings:
