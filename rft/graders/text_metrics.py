@@ -57,7 +57,7 @@ def rouge_l(text: str, reference: str) -> float:
 
 def split_words(text: str) -> list[str]:
     """Words and punctuation marks by the rules of mteval-v13a."""
-    words = str(Tokenizer13a()(text)).split()
+    words = str(Tokenizer13a()(text.rstrip())).split()
     # sacrebleu remembers 65,536 texts for good, which a long job would feel in its memory.
     Tokenizer13a.__call__.cache_clear()
     TokenizerRegexp.__call__.cache_clear()

@@ -16,7 +16,7 @@ from rft.cli.curve import draw_curve
 from rft.cli.live import LiveReport, evaluation_line, step_line
 from rft.cli.main import main
 from rft.cli.output import Screen
-from rft.cli.summary import summary_lines
+from rft.cli.summary import program, summary_lines
 from rft.cli.text import clean, duration, outline, table
 from rft.errors import JobFailedError, MachineError, PausedError, Problem, UserError
 from rft.runs.documents import json_bytes
@@ -349,8 +349,8 @@ def test_a_summary_tells_the_whole_story(run: Path) -> None:
     assert "          1 rows better, 0 worse, 1 the same" in lines
     assert "  runs/a-1/checkpoints/step_2  valid reward 0.750  best" in lines
     assert "    before  0.00  answer [bold]0.0[/bold]" in lines
-    assert "  rft runs compare a-1@0 a-1@best" in lines
-    assert any(line.startswith("  rft generate a-1 ") for line in lines)
+    assert f"  {program()} runs compare a-1@0 a-1@best" in lines
+    assert any(line.startswith(f"  {program()} generate a-1 ") for line in lines)
     assert any(line.endswith("training reward   ● validation reward") for line in lines)
 
 
@@ -441,6 +441,11 @@ def test_a_stream_that_knows_only_ascii(run: Path) -> None:
     assert "gain +0.500 +- 0.500" in result.stdout
 
 
+def heed_interrupts() -> None:
+    """A shell's background jobs, and what they start, ignore SIGINT."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def test_interrupting_is_130(here: Path) -> None:
     source = JOB.replace("return 0.5", "import time; time.sleep(60)")
     (here / "job.yaml").write_text(source)
@@ -448,6 +453,7 @@ def test_interrupting_is_130(here: Path) -> None:
         [sys.executable, "-m", "rft", "grade", "job.yaml", "--sample", "x"],
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=heed_interrupts,
     )
     time.sleep(4)
     process.send_signal(signal.SIGINT)

@@ -126,7 +126,7 @@ def key(path: str) -> str:
         ("suffix", ["a", "x" * 64, "a-1", "no"], ["''", "x" * 65, "A", "a b", "7"]),
         ("metadata", ["{a: b}", "{a: ''}"], ["{a: 1}", "[a]", "{a: " + "v" * 513 + "}"]),
         ("engine.model.device", ["cpu", "cuda", "cuda:1"], ["gpu", "cuda:", "cuda:x"]),
-        ("engine.model.dtype", ["float32", "bfloat16", "float16"], ["fp16"]),
+        ("engine.model.dtype", ["float32", "bfloat16"], ["fp16"]),
         ("engine.model.quantization", ["none", "4bit"], ["8bit", "null"]),
         ("engine.lora.rank", ["1", "256"], ["0", "16.0"]),
         ("engine.lora.dropout", ["0", "0.5"], ["1", "-0.1"]),

@@ -70,7 +70,7 @@ def run_with_checkpoint(tmp_path: Path) -> Path:
     base = model_folder(tmp_path / "m")
     run = tmp_path / "runs" / "first-1"
     run.mkdir(parents=True)
-    (run / "job.yaml").write_text("model: m\n")
+    (run / "state.json").write_text("{}")
     made = adapter_folder(tmp_path / "made", str(base))
     files = {path.name: path.read_bytes() or b"weights" for path in made.iterdir()}
     write_folder(run / "checkpoints" / "step_5", {**files, "checkpoint.json": b"{}"})
