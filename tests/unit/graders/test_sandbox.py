@@ -284,7 +284,8 @@ def grade(sample, item):
     time.sleep(100 if {during_a_sample} else 0)
     return 1.0
 '''
-Sandbox(source, Limits(100, 512)).run(b'{{"sample": {{}}, "item": {{}}}}')
+pool = Sandbox(source, Limits(100, 512))  # kept: without it the workers would see their pipe close
+pool.run(b'{{"sample": {{}}, "item": {{}}}}')
 time.sleep(100)
 """
     engine = subprocess.Popen([sys.executable, "-c", script])
