@@ -42,6 +42,7 @@ def resolved_job(*overrides: str, num_rows: int = 32) -> ResolvedJob:
         kv_bytes_per_token=1024,
         activation_bytes_per_token=100_000,
         num_cores=1,
+        sandbox="kernel",
     )
     return resolve_job(job, facts)
 

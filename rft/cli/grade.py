@@ -3,7 +3,7 @@
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -12,10 +12,6 @@ from rft.cli.probe import JobFile, Overrides
 from rft.cli.text import decimal, shorten
 from rft.errors import DataError
 from rft.types import Grade, Sample
-
-if TYPE_CHECKING:
-    from rft.graders import GradingSettings
-    from rft.job import Job
 
 FLAGS = {
     "formula_parse_error": "",
@@ -58,25 +54,10 @@ def grade(
 
     job = load_job(job_file, overrides or ())
     row = read_item(item)
-    with open_grader(job.method.reinforcement.grader, grading_settings(job)) as grader:
+    with open_grader(job.grader, job.grading_settings) as grader:
         graded = grader.grade(sample_of(sample), row)
     document = product_reply(graded)
     return Reply(document, grade_lines(graded), as_json)
-
-
-def grading_settings(job: "Job") -> "GradingSettings":
-    """The job's grading settings, with `auto` replaced."""
-    from rft.graders import GradingSettings
-
-    grading = job.engine.grading
-    sandbox = grading.python.sandbox
-    return GradingSettings(
-        timeout_seconds=grading.python.timeout_seconds,
-        memory_mb=grading.python.memory_mb,
-        sandbox="process" if sandbox == "auto" else sandbox,
-        on_exception=grading.on_exception,
-        pass_threshold_shapes_reward=grading.pass_threshold_shapes_reward,
-    )
 
 
 def read_item(path: Path | None) -> dict[str, Any]:

@@ -5,13 +5,14 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from rft.errors import NotYetError, Problem
+from rft.errors import Problem
 from rft.graders.grader import Grader, GradingSettings
 from rft.graders.multi import Multi
 from rft.graders.python import Python
 from rft.graders.string_check import StringCheck
 from rft.graders.template import MissingVariable, Template
 from rft.graders.text_similarity import TextSimilarity
+from rft.graders.tiers import Tier, best_tier
 from rft.types import Item
 
 __all__ = [
@@ -22,6 +23,8 @@ __all__ = [
     "Python",
     "StringCheck",
     "TextSimilarity",
+    "Tier",
+    "best_tier",
     "grader_parts",
     "not_yet",
     "open_grader",
@@ -35,18 +38,15 @@ GraderDocument = Annotated[
 """A grader as the job document has it."""
 
 MAX_ROW_PROBLEMS = 20
-SANDBOXES = ("process", "unsafe-local")
 LATER_TYPES = ("score_model", "label_model", "endpoint")
 
 
 def open_grader(document: GraderDocument, settings: GradingSettings = GradingSettings()) -> Grader:
     """The grader at work; its processes start with the first sample.
 
-    Raises GraderError when the document cannot be used, NotYetError for an unknown sandbox.
+    Raises GraderError when the document cannot be used, MachineError when this machine lacks what it
+    needs.
     """
-    if settings.sandbox not in SANDBOXES:
-        what = f"the sandbox {settings.sandbox!r} is not built yet"
-        raise NotYetError(what, remedy=f"use one of {', '.join(SANDBOXES)}")
     return document.open(settings)
 
 

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from rft.errors import Problem
 from rft.graders.fault import GradingFault
 from rft.graders.template import Template
+from rft.graders.tiers import Tier
 from rft.types import Grade, Item, Sample
 
 
@@ -22,12 +23,16 @@ class GradingSettings:
     """Wall-clock seconds one call of a python grader may take."""
     memory_mb: int = 2048
     """Address space of a process that runs a python grader, MiB."""
-    sandbox: str = "process"
-    """`process` or `unsafe-local`: both grade in processes with limits, as the same user."""
+    sandbox: Tier = "kernel"
+    """What keeps python graders from files, network and other processes."""
     on_exception: Literal["minimum", "exclude"] = "minimum"
     """What a sample's own fault earns: the grader's minimum, or None (it leaves its group)."""
     pass_threshold_shapes_reward: bool = False
     """Rewards become 1 or 0 by the grader's `pass_threshold`, where it has one."""
+    similarity_model: str | None = None
+    """Folder or hub id of the sentence-transformers model behind `cosine`."""
+    private_hosts: tuple[str, ...] = ()
+    """Hosts that endpoint graders may call although their address is not public."""
 
 
 @runtime_checkable

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from rft.graders import GraderDocument
+from rft.graders import GraderDocument, GradingSettings, best_tier
 from rft.job.engine import Engine
 from rft.job.section import (
     MAY_BE_EMPTY,
@@ -137,3 +137,18 @@ class Job(Section):
     @property
     def grader(self) -> GraderDocument:
         return self.method.reinforcement.grader
+
+    @property
+    def grading_settings(self) -> GradingSettings:
+        """What `rft.graders.open_grader` needs to know; an `auto` sandbox is the best one here."""
+        rules = self.engine.grading
+        sandbox = rules.python.sandbox
+        return GradingSettings(
+            timeout_seconds=rules.python.timeout_seconds,
+            memory_mb=rules.python.memory_mb,
+            sandbox=best_tier() if sandbox == "auto" else sandbox,
+            on_exception=rules.on_exception,
+            pass_threshold_shapes_reward=rules.pass_threshold_shapes_reward,
+            similarity_model=rules.similarity_model,
+            private_hosts=tuple(rules.endpoint.private_hosts),
+        )

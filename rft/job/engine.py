@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from rft.graders import Tier
 from rft.job.section import (
     MAY_BE_EMPTY,
     Auto,
@@ -172,12 +173,21 @@ class CheckpointSettings(Section):
 class PythonGraderRules(Section):
     """The box in which Python graders run."""
 
-    sandbox: Auto | Literal["process", "unsafe-local"] = "auto"
-    """The isolation of the grading process."""
+    sandbox: Auto | Tier = "auto"
+    """What keeps a grader from files, network and other processes: kernel (Linux), monty (a small
+    Python inside Python, no packages), unsafe-local (nothing does); auto: the best one here."""
     timeout_seconds: Positive = 120.0
     """Wall-clock limit of one call."""
     memory_mb: Annotated[int, Field(ge=64)] = 2048
     """Memory limit of one grading process."""
+
+
+class EndpointGraderRules(Section):
+    """Which addresses endpoint graders may call."""
+
+    private_hosts: Texts = ()
+    """Hosts that may lie on this machine or in a private network, such as localhost; any other
+    must have a public address."""
 
 
 class GradingRules(Section):
@@ -191,8 +201,12 @@ class GradingRules(Section):
     """The job pauses when more than this share of grades fails."""
     pass_threshold_shapes_reward: bool = False
     """Whether a grader's pass_threshold turns its reward into 0 or 1."""
+    similarity_model: Text | None = None
+    """Folder or hub id of the sentence-transformers model behind text_similarity by cosine."""
     python: Annotated[PythonGraderRules, MAY_BE_EMPTY] = PythonGraderRules()
     """The box in which Python graders run."""
+    endpoint: Annotated[EndpointGraderRules, MAY_BE_EMPTY] = EndpointGraderRules()
+    """Which addresses endpoint graders may call."""
 
 
 class TrackingSettings(Section):

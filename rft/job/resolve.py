@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from rft.errors import JobError, Problem
+from rft.graders import Tier
 from rft.job.consistency import contradictions
 from rft.job.document import Hyperparameters, Job
 from rft.job.places import dotted
@@ -35,6 +36,8 @@ class JobFacts:
     kv_bytes_per_token: int
     activation_bytes_per_token: int
     num_cores: int
+    sandbox: Tier
+    """The best one this machine has for python graders."""
 
 
 def resolve_job(job: Job, facts: JobFacts) -> ResolvedJob:
@@ -104,7 +107,7 @@ def _resolve_engine(job: Job, hyperparameters: dict[str, Any], facts: JobFacts) 
     )
     _fill(engine["evaluation"], temperature=rollout.temperature if sampled else 0.0)
     _fill(engine["grading"], concurrency=max(1, facts.num_cores))
-    _fill(engine["grading"]["python"], sandbox="process")
+    _fill(engine["grading"]["python"], sandbox=facts.sandbox)
     engine["tracking"]["report_to"] = _trackers(job)
     return engine
 

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from rft.graders import GradingSettings
+from rft.graders import Tier
 from rft.job.document import (
     BatchSize,
     ComputeMultiplier,
@@ -67,7 +67,7 @@ class ResolvedEvaluationSettings(EvaluationSettings):
 
 
 class ResolvedPythonGraderRules(PythonGraderRules):
-    sandbox: Literal["process", "unsafe-local"]
+    sandbox: Tier
 
 
 class ResolvedGradingRules(GradingRules):
@@ -103,18 +103,6 @@ class ResolvedJob(Job):
     def num_updates_per_step(self) -> int:
         """Optimizer updates that one rollout batch feeds."""
         return self.engine.training.num_iterations * self.engine.training.minibatches
-
-    @property
-    def grading_settings(self) -> GradingSettings:
-        """What `rft.graders.open_grader` needs to know."""
-        rules = self.engine.grading
-        return GradingSettings(
-            timeout_seconds=rules.python.timeout_seconds,
-            memory_mb=rules.python.memory_mb,
-            sandbox=rules.python.sandbox,
-            on_exception=rules.on_exception,
-            pass_threshold_shapes_reward=rules.pass_threshold_shapes_reward,
-        )
 
     def steps(self, num_rows: int) -> int:
         """Steps of the whole job over so many training rows, before any budget."""

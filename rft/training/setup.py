@@ -5,14 +5,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from rft.data import load_examples, row_place
 from rft.errors import DataError, GraderError, JobError, ModelError, UserError
-from rft.graders import GradingSettings, open_grader, template_problems
+from rft.graders import best_tier, open_grader, template_problems
 from rft.job import Job, JobFacts, ResolvedJob, resolve_job
 from rft.models import (
     ModelSource,
@@ -98,7 +97,7 @@ def try_grader(job: Job, rows: Rows) -> None:
             }
         ],
     }
-    with open_grader(job.grader, GradingSettings(**_limits(job))) as grader:
+    with open_grader(job.grader, job.grading_settings) as grader:
         grade = grader.grade(sample, rows.train[0].item)
     if grade.reward is None:
         details = "; ".join(f"{kind}: {text.strip()}" for kind, text in grade.errors.items())
@@ -107,11 +106,6 @@ def try_grader(job: Job, rows: Rows) -> None:
             where="method.reinforcement.grader",
             remedy="mend it, and try it with rft grade",
         )
-
-
-def _limits(job: Job) -> dict[str, Any]:
-    python = job.engine.grading.python
-    return {"timeout_seconds": python.timeout_seconds, "memory_mb": python.memory_mb}
 
 
 def render(
@@ -153,6 +147,7 @@ def open_workshop(job: Job, rows: Rows, runs_folder: Path) -> Workshop:
         kv_bytes_per_token=kv_bytes_per_token(base.config, base.dtype),
         activation_bytes_per_token=activation_bytes_per_token(base.config, base.dtype),
         num_cores=available_cores(),
+        sandbox=best_tier(),
     )
     if source.adapter is not None:
         job = with_lora_of(job, source.adapter)

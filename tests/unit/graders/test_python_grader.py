@@ -1,7 +1,7 @@
 import pytest
 from pydantic import ValidationError
 
-from rft.errors import GraderError, NotYetError
+from rft.errors import GraderError
 from rft.graders import GradingSettings, Python, open_grader, problems_of
 
 SAMPLE = {
@@ -235,9 +235,3 @@ def test_an_item_that_is_no_json_is_graded_as_text():
 
     source = "def grade(sample, item): return item['day'] == '2026-01-31'"
     assert grade(source, item={"day": date(2026, 1, 31)}).reward == 1.0
-
-
-@pytest.mark.parametrize("sandbox", ["docker", "kernel", ""])
-def test_unknown_sandboxes_are_not_yet(sandbox):
-    with pytest.raises(NotYetError, match="not built yet"):
-        grader("def grade(sample, item): return 1", sandbox=sandbox)

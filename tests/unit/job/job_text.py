@@ -29,6 +29,7 @@ FACTS = JobFacts(
     kv_bytes_per_token=46_080,
     activation_bytes_per_token=500_000,
     num_cores=2,
+    sandbox="kernel",
 )
 
 

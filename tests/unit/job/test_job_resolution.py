@@ -49,7 +49,7 @@ def test_the_plain_autos() -> None:
     assert job.hyperparameters.compute_multiplier == 1.0
     assert (job.engine.model.device, job.engine.model.dtype) == ("cpu", "float32")
     assert job.engine.grading.concurrency == 2
-    assert job.engine.grading.python.sandbox == "process"
+    assert job.engine.grading.python.sandbox == "kernel"
     assert job.engine.rollout.max_prompt_tokens == 8192 - 256
     assert resolve(num_cores=0).engine.grading.concurrency == 1
 

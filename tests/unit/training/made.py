@@ -39,6 +39,7 @@ FACTS = JobFacts(
     kv_bytes_per_token=1,
     activation_bytes_per_token=1,
     num_cores=1,
+    sandbox="kernel",
 )
 
 
