@@ -1,15 +1,14 @@
 """Processes that run a python grader's source, seen from the engine's side.
 
-A worker is a warm process of `sandbox_worker.py`: it runs the source once, then grades each sample
-in a fork of itself. A sandbox keeps as many workers as there are calls at the same time.
-Each end of the socket sends frames: a length of four bytes, then JSON.
+A worker is a warm process of `sandbox_worker.py`: it gives up its rights, runs the source once, then
+grades each sample in a fork of itself. A sandbox keeps as many workers as there are calls at the
+same time. The engine believes nothing that a worker says beyond the form of a reply.
 """
 
 import contextlib
 import json
 import math
 import os
-import shutil
 import signal
 import socket
 import struct
@@ -22,11 +21,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-WORKER_FILE = Path(__file__).with_name("sandbox_worker.py")
-GRACE_SECONDS = 10.0
+from rft.graders.sandbox_code import MODULE
+from rft.graders.sandbox_folder import remove_folder
+
+ProcessTier = Literal["kernel", "unsafe-local"]
+"""The sandboxes that are processes of their own."""
+
+WORKER_FILE = Path(__file__).with_name("sandbox_main.py")
+GRACE_SECONDS = 0.8
 """How much longer than its own time limit a worker may stay silent before it is given up."""
+START_SECONDS = 30.0
+"""How long a new process may take to say that it is there."""
 MAX_REPLY_BYTES = 1 << 20
-REPLY_KINDS = ("started", "ready", "source", "reward", "fault", "timeout", "memory")
+OUTCOME_KINDS = ("reward", "fault", "timeout", "memory")
+REPLY_KINDS = ("started", "ready", "source", "sandbox", *OUTCOME_KINDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +63,10 @@ CLOSED = Outcome("sandbox", details="the grader is closed")
 class Sandbox:
     """A pool of workers for one source; `run` may be called from several threads."""
 
-    def __init__(self, source: str, limits: Limits):
+    def __init__(self, source: str, limits: Limits, tier: ProcessTier = "kernel"):
         self._source = source
         self._limits = limits
+        self._tier = tier
         self._lock = threading.Lock()
         self._idle: list[Worker] = []
         self._workers: set[Worker] = set()
@@ -109,7 +118,7 @@ class Sandbox:
         with self._lock:
             if self._source_fault is not None:
                 raise NoWorker(self._source_fault)
-        worker = Worker(self._limits)
+        worker = Worker(self._limits, self._tier)
         with self._lock:
             self._workers.add(worker)
             is_closed = self._is_closed
@@ -132,6 +141,9 @@ class Sandbox:
             words = f"the grading process failed: {error}{worker.exit_words()}"
             self._discard(worker)
             return CLOSED if self._is_closed else Outcome("sandbox", details=words)
+        if worker.is_spent:
+            self._discard(worker)
+            return outcome
         with self._lock:
             if not self._is_closed:
                 self._idle.append(worker)
@@ -155,9 +167,12 @@ class NoWorker(Exception):
 class Worker:
     """One warm process with the source loaded."""
 
-    def __init__(self, limits: Limits):
+    def __init__(self, limits: Limits, tier: ProcessTier):
         self.num_graded = 0
+        self.is_spent = False
+        """It no longer answers."""
         self._limits = limits
+        self._tier = tier
         self._scratch = tempfile.mkdtemp(prefix="rft-grader-")
         self._channel, theirs = socket.socketpair()
         # -I less its -E: the environment is ours, and -E would ignore PYTHONHASHSEED, without
@@ -177,38 +192,54 @@ class Worker:
                 )
         except OSError:
             self._channel.close()
-            shutil.rmtree(self._scratch, ignore_errors=True)
+            remove_folder(self._scratch)
             raise
 
     def load(self, source: str) -> Outcome | None:
         """Runs the source; None when it is ready, else what every sample gets."""
         seconds = self._limits.timeout_seconds
-        job = {"source": source, "timeout_seconds": seconds, "memory_mb": self._limits.memory_mb}
-        has_started = False
+        job = {
+            "tier": self._tier,
+            "timeout_seconds": seconds,
+            "memory_mb": self._limits.memory_mb,
+            "runs_code": MODULE in source,
+        }
         try:
-            self._send(json.dumps(job).encode())
-            has_started = self._receive()["kind"] == "started"
-            reply = self._receive()
+            self._send(json.dumps(job).encode(), START_SECONDS)
+            reply = self._receive(START_SECONDS)
         except (OSError, EOFError, ValueError) as error:
-            if not has_started:
-                details = f"the grading process did not start: {error}{self.exit_words()}"
-                return Outcome("sandbox", details=details)
+            details = f"the grading process did not start: {error}{self.exit_words()}"
+            return Outcome("sandbox", details=details)
+        if reply["kind"] == "sandbox":
+            return Outcome("sandbox", details=str(reply["details"]))
+        try:
+            self._send(source.encode("utf-8", "surrogatepass"), START_SECONDS)
+            reply = self._receive(seconds + GRACE_SECONDS)
+        except TimeoutError:
+            return source_timeout(seconds)
+        except (OSError, EOFError, ValueError):
             if self.exit_code() == -signal.SIGALRM:
-                details = f"timeout after {seconds:g} s while the source ran, before any sample"
-            else:
-                details = f"the source ended its process before any sample{self.exit_words()}"
+                return source_timeout(seconds)
+            details = f"the source ended its process before any sample{self.exit_words()}"
             return Outcome("source", details=details)
-        return None if reply["kind"] == "ready" else Outcome("source", details=reply["details"])
+        if reply["kind"] == "ready":
+            return None
+        return Outcome("source", details=str(reply.get("details", "it sent no reply")))
 
     def run(self, request: bytes) -> Outcome:
         """One sample; raises OSError, EOFError or ValueError when the worker fails."""
-        self._send(request)
-        reply = self._receive()
+        seconds = self._limits.timeout_seconds
+        try:
+            self._send(request, seconds + GRACE_SECONDS)
+            reply = self._receive(seconds + GRACE_SECONDS)
+        except TimeoutError:
+            self.is_spent = True
+            return Outcome("timeout", details=f"timeout after {seconds:g} s")
         reward = float(reply.get("reward", 0.0))
-        if not math.isfinite(reward):
-            raise ValueError(f"it sent the reward {reward}")
+        if reply["kind"] not in OUTCOME_KINDS or not math.isfinite(reward):
+            raise ValueError(f"it sent a reply of kind {reply['kind']} with the reward {reward}")
         self.num_graded += 1
-        return Outcome(reply["kind"], reward, reply.get("details", ""))
+        return Outcome(reply["kind"], reward, str(reply.get("details", "")))
 
     def is_alive(self) -> bool:
         return self._process.poll() is None
@@ -230,25 +261,33 @@ class Worker:
             self._channel.shutdown(socket.SHUT_RDWR)
 
     def end(self) -> None:
-        """Waits a moment for the worker to end, then kills it."""
-        try:
-            self._process.wait(2)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._channel.close()
-        shutil.rmtree(self._scratch, ignore_errors=True)
+        """Ends the worker and all it forked, and removes their folder.
 
-    def _send(self, frame: bytes) -> None:
-        self._channel.settimeout(self._limits.timeout_seconds + GRACE_SECONDS)
+        A confined family cannot leave its process group, so one signal ends all of it. Where nothing
+        is confined the worker knows better what to end, and gets a moment for it.
+        """
+        if self._tier != "kernel":
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(2)
+        with contextlib.suppress(OSError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        self._channel.close()
+        remove_folder(self._scratch)
+
+    def _send(self, frame: bytes, seconds: float) -> None:
+        self._channel.settimeout(seconds)
         self._channel.sendall(struct.pack(">I", len(frame)) + frame)
 
-    def _receive(self) -> dict[str, Any]:
-        deadline = time.monotonic() + self._limits.timeout_seconds + GRACE_SECONDS
+    def _receive(self, seconds: float) -> dict[str, Any]:
+        deadline = time.monotonic() + seconds
         (length,) = struct.unpack(">I", self._receive_exactly(4, deadline))
         if length > MAX_REPLY_BYTES:
             raise ValueError(f"a reply of {length} bytes")
-        reply = json.loads(self._receive_exactly(length, deadline))
+        try:
+            reply = json.loads(self._receive_exactly(length, deadline))
+        except RecursionError:
+            raise ValueError("a reply that nests too deep") from None
         if not isinstance(reply, dict) or reply.get("kind") not in REPLY_KINDS:
             raise ValueError("it sent no reply")
         return reply
@@ -262,6 +301,11 @@ class Worker:
                 raise EOFError("it ended")
             received += part
         return bytes(received)
+
+
+def source_timeout(seconds: float) -> Outcome:
+    details = f"timeout after {seconds:g} s while the source ran, before any sample"
+    return Outcome("source", details=details)
 
 
 def worker_environment(scratch: str) -> dict[str, str]:

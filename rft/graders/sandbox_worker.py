@@ -1,7 +1,7 @@
-"""The process that runs a python grader: a script of its own that knows nothing of rft.
+"""The process that runs a python grader: it knows nothing of rft beyond its few sibling modules.
 
-It reads the source from its channel, runs it once, then for each request forks a child that calls
-`grade(sample, item)` and sends back one frame. It ends when its channel does.
+It gives up its rights (`lockdown.py`), reads the source from its channel, runs it once, then for each
+request forks a child that gives up more and calls `grade(sample, item)`. It ends when its channel does.
 """
 
 import contextlib
@@ -10,34 +10,56 @@ import json
 import linecache
 import math
 import os
-import random
-import reprlib
+import resource
 import select
-import shutil
 import signal
-import struct
+import socket
 import sys
 import time
-import traceback
-import zlib
-from collections.abc import Callable
 from types import ModuleType
-from typing import Any, NoReturn
+
+from rft.graders.lockdown import (
+    Lockdown,
+    LockdownError,
+    c_library,
+    die_with_parent,
+    lock_worker,
+)
+from rft.graders.sandbox_code import (
+    MODULE,
+    CodeProcess,
+    kill_and_reap,
+    read_code_limits,
+    sandbox_module,
+    serve_code,
+)
+from rft.graders.sandbox_folder import empty_folder, folder_bytes, remove_folder
+from rft.graders.sandbox_frames import (
+    Reply,
+    packed,
+    read_available,
+    read_frame,
+    take_frame,
+    write_frame,
+)
+from rft.graders.sandbox_sample import (
+    MAX_DETAILS,
+    Grade,
+    describe,
+    grade_and_exit,
+)
 
 FILE_NAME = "grader.py"
-MAX_DETAILS = 4096
-"""Characters of a traceback, and bytes of the output, that are kept: the last ones."""
-MAX_RESULT_BYTES = 1 << 16
 MAX_FILE_BYTES = 1 << 30
-RESERVE_BYTES = 1 << 20
-"""Freed when memory has run out, so that a child can still say so."""
+MAX_SCRATCH_BYTES = 1 << 30
+MAX_OPEN_FILES = 64
+NUM_ENTRIES_MEASURED = 20_000
+NUM_ENTRIES_REMOVED = 10_000
+"""A sample that leaves more behind costs the worker its place."""
 POLL_SECONDS = 0.02
-PR_SET_PDEATHSIG = 1
+RESERVE_BYTES = 1 << 20
+MEASURE_SECONDS = 0.25
 PR_SET_CHILD_SUBREAPER = 36
-
-Reply = dict[str, Any]
-Grade = Callable[[Any, Any], Any]
-Prctl = Callable[[int, int], Any]
 
 
 def main() -> None:
@@ -48,216 +70,199 @@ def main() -> None:
         with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
             serve(channel, home)
     finally:
-        shutil.rmtree(home, ignore_errors=True)
+        remove_folder(home)
 
 
 def serve(channel: int, home: str) -> None:
     """Loads the source and grades until the channel ends, which raises EOFError."""
     job = json.loads(read_frame(channel))
+    try:
+        worker = Worker(channel, home, job)
+    except (LockdownError, OSError) as error:
+        details = f"the sandbox cannot be closed: {error}"
+        write_frame(channel, {"kind": "sandbox", "details": details})
+        return
     write_frame(channel, {"kind": "started"})
-    set_limits(job["memory_mb"])
-    prctl = find_prctl()
-    prctl(PR_SET_CHILD_SUBREAPER, 1)
-    # The engine may be gone while the source runs: then nothing else would end an endless loop.
-    signal.setitimer(signal.ITIMER_REAL, job["timeout_seconds"])
-    grade, failure = load(job["source"])
-    signal.setitimer(signal.ITIMER_REAL, 0)
-    if grade is None:
+    failure = worker.load(read_frame(channel).decode("utf-8", "surrogatepass"))
+    if failure:
         write_frame(channel, {"kind": "source", "details": failure})
         return
-    gc.collect()
-    gc.freeze()
     write_frame(channel, {"kind": "ready"})
-    while True:
-        write_frame(channel, run_sample(grade, read_frame(channel), channel, home, job, prctl))
+    # Tidying follows the reply: it then costs time only when the next sample is already there.
+    while worker.is_tidy():
+        write_frame(channel, worker.run_sample(read_frame(channel)))
 
 
-def read_frame(fd: int) -> bytes:
-    """The next frame; raises EOFError when the other end is closed."""
-    (length,) = struct.unpack(">I", read_exactly(fd, 4))
-    return read_exactly(fd, length)
+class Worker:
+    """This process: confined, with the source loaded, ready to fork."""
 
+    def __init__(self, channel: int, home: str, job: Reply):
+        self._channel = channel
+        self._timeout_seconds = float(job["timeout_seconds"])
+        self._memory_mb = int(job["memory_mb"])
+        self._scratch = os.path.join(home, "sample")
+        self._link: int | None = None
+        self._grade: Grade | None = None
+        self._reserve = [bytes(RESERVE_BYTES)]
+        self._child: Child | None = None
+        self._spared: set[int] = set()
+        code_scratch = os.path.join(home, "code")
+        os.mkdir(self._scratch)
+        os.mkdir(code_scratch)
+        set_limits(self._memory_mb)
+        self._libc = c_library() if sys.platform.startswith("linux") else None
+        self._locked = lock_worker(home) if job["tier"] == "kernel" else None
+        if self._libc:
+            self._libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        # Now, before the source comes: what runs a model's code must never have seen it.
+        self._code = self._start_code(code_scratch) if job["runs_code"] else None
+        self._lockdown = (
+            self._locked.lockdown_of_children([home], self._scratch) if self._locked else None
+        )
 
-def read_exactly(fd: int, num_bytes: int) -> bytes:
-    received = bytearray()
-    while len(received) < num_bytes:
-        part = os.read(fd, min(num_bytes - len(received), 1 << 20))
-        if not part:
-            raise EOFError
-        received += part
-    return bytes(received)
-
-
-def write_frame(fd: int, reply: Reply) -> None:
-    body = json.dumps(reply).encode()
-    frame = memoryview(struct.pack(">I", len(body)) + body)
-    while frame:
-        frame = frame[os.write(fd, frame) :]
-
-
-def set_limits(memory_mb: int) -> None:
-    """Limits of this process and all it forks; those that the system lacks are left out."""
-    try:
-        import resource
-    except ImportError:
-        return
-    limits = {"RLIMIT_AS": memory_mb << 20, "RLIMIT_FSIZE": MAX_FILE_BYTES, "RLIMIT_CORE": 0}
-    for name, value in limits.items():
-        with contextlib.suppress(AttributeError, ValueError, OSError):
-            kind = getattr(resource, name)
-            hard = resource.getrlimit(kind)[1]
-            bound = value if hard == resource.RLIM_INFINITY else min(value, hard)
-            resource.setrlimit(kind, (bound, bound))
-
-
-def find_prctl() -> Prctl:
-    """Linux's prctl, or a function that does nothing."""
-    if not sys.platform.startswith("linux"):
-        return lambda option, value: None
-    try:
-        import ctypes
-
-        prctl = ctypes.CDLL(None).prctl
-    except (ImportError, OSError, AttributeError):
-        return lambda option, value: None
-    return lambda option, value: prctl(option, value, 0, 0, 0)
-
-
-def load(source: str) -> tuple[Grade | None, str]:
-    """The grade function, or None and what went wrong."""
-    module = ModuleType("grader")
-    sys.modules["grader"] = module
-    lines = [line + "\n" for line in source.split("\n")]
-    linecache.cache[FILE_NAME] = (len(source), None, lines, FILE_NAME)
-    try:
-        exec(compile(source, FILE_NAME, "exec", dont_inherit=True), module.__dict__)
-        grade: Grade = module.__dict__["grade"]
-    except BaseException as error:
-        return None, describe(error)
-    return (grade, "") if callable(grade) else (None, "grade is not a function")
-
-
-def run_sample(
-    grade: Grade, request: bytes, channel: int, home: str, job: Reply, prctl: Prctl
-) -> Reply:
-    """Grades one request in a child; raises EOFError when the channel ends meanwhile."""
-    scratch = os.path.join(home, "sample")
-    empty_folder(scratch)
-    result, result_of_child = os.pipe()
-    output, output_of_child = os.pipe()
-    spared = own_children()
-    pid = os.fork()
-    if pid == 0:
-        become_child(channel, output_of_child, scratch, prctl)
-        grade_and_exit(grade, request, result_of_child, job["memory_mb"])
-    os.close(result_of_child)
-    os.close(output_of_child)
-    with contextlib.suppress(OSError):
-        os.setpgid(pid, pid)
-    try:
-        return Child(pid, result, output).wait(channel, job["timeout_seconds"], job["memory_mb"])
-    finally:
-        end_family(pid, spared)
-        os.close(result)
-        os.close(output)
-
-
-def empty_folder(path: str) -> None:
-    """Makes the folder, or empties the one of the last sample, whatever that made of it."""
-    if os.path.islink(path) or os.path.isfile(path):
-        os.unlink(path)
-    elif os.path.exists(path):
-        os.chmod(path, 0o700)
-        if not os.listdir(path):
-            return
-        shutil.rmtree(path)
-    os.mkdir(path)
-
-
-def become_child(channel: int, output: int, scratch: str, prctl: Prctl) -> None:
-    """Leaves the worker behind: own process group, own folder, output into a pipe."""
-    try:
-        os.setpgid(0, 0)
-        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        os.close(channel)
-        os.dup2(output, 1)
-        os.dup2(output, 2)
-        os.chdir(scratch)
-        os.environ["HOME"] = os.environ["TMPDIR"] = scratch
-    except BaseException:
-        os._exit(1)
-
-
-def grade_and_exit(grade: Grade, request: bytes, result: int, memory_mb: int) -> NoReturn:
-    """Calls grade, writes one frame and ends the process."""
-    reserve = bytearray(RESERVE_BYTES)
-    try:
-        own_pid = os.getpid()
+    def load(self, source: str) -> str:
+        """Runs the source; gives what went wrong, or an empty text."""
+        module = ModuleType("grader")
+        sys.modules["grader"] = module
+        sys.modules[MODULE] = sandbox_module(lambda: self._link)
+        lines = [line + "\n" for line in source.split("\n")]
+        linecache.cache[FILE_NAME] = (len(source), None, lines, FILE_NAME)
+        # The engine may be gone while the source runs: then nothing else would end an endless loop.
+        signal.setitimer(signal.ITIMER_REAL, self._timeout_seconds)
+        worker, failure, grade = os.getpid(), "", None
         try:
-            reply = call(grade, request)
-        except MemoryError:
-            del reserve
-            reply = {"kind": "memory", "details": f"memory limit {memory_mb} MB"}
-        with contextlib.suppress(Exception):
-            sys.stdout.flush()
-            sys.stderr.flush()
-        # A fork that grade itself made comes back here too, and has no say.
-        if os.getpid() == own_pid:
-            write_frame(result, reply)
-    except BaseException:
-        os._exit(1)
-    os._exit(0)
+            exec(compile(source, FILE_NAME, "exec", dont_inherit=True), module.__dict__)
+            grade = module.__dict__["grade"]
+        except BaseException as error:
+            failure = describe(error)
+        if os.getpid() != worker:  # a fork that the source made
+            os._exit(0)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        if failure:
+            return failure
+        if not callable(grade):
+            return "grade is not a function"
+        self._grade = grade
+        os.environ["HOME"] = os.environ["TMPDIR"] = self._scratch
+        gc.collect()
+        gc.freeze()
+        return ""
 
+    def run_sample(self, request: bytes) -> Reply:
+        """Grades one request in a child; raises EOFError when the channel ends meanwhile."""
+        ours, theirs = socket.socketpair()
+        output, output_of_child = os.pipe()
+        self._spared = own_children() if self._locked is None else set()
+        worker = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            self._become_sample(theirs.fileno(), output_of_child, worker)
+            assert self._grade is not None
+            reserve = self._reserve
+            grade_and_exit(self._grade, request, theirs.detach(), self._memory_mb, reserve)
+        theirs.close()
+        os.close(output_of_child)
+        self._child = Child(pid, ours.detach(), output, self._scratch, self._memory_mb)
+        try:
+            return self._child.wait(self._channel, self._code, self._timeout_seconds)
+        except EOFError:
+            self.is_tidy()
+            raise
 
-def call(grade: Grade, request: bytes) -> Reply:
-    """Calls grade, with random numbers that depend on the request alone; raises MemoryError."""
-    try:
-        random.seed(request)
-        if "numpy.random" in sys.modules:
-            sys.modules["numpy.random"].seed(zlib.crc32(request))
-        arguments = json.loads(request)
-        return read_reward(grade(arguments["sample"], arguments["item"]))
-    except MemoryError:
-        raise
-    except BaseException as error:
-        return {"kind": "fault", "details": describe(error)}
+    def is_tidy(self) -> bool:
+        """Whether nothing is left of the last sample: its process, its run of code, its files.
 
+        False when its files resist: then the worker has to go.
+        """
+        if self._child is None:
+            return True
+        self._end(self._child.pid, self._spared)
+        self._child.close()
+        self._child = None
+        if self._code:
+            self._code.settle()
+        try:
+            return empty_folder(self._scratch, NUM_ENTRIES_REMOVED)
+        except OSError:
+            return False
 
-def read_reward(value: object) -> Reply:
-    """The reward in what grade returned: anything that converts to a finite float, but no text."""
-    if hasattr(type(value), "__float__"):
-        reward = float(value)  # type: ignore[arg-type]
-        if math.isfinite(reward):
-            return {"kind": "reward", "reward": reward}
-    what = f"grade returned {reprlib.repr(value)} ({type(value).__name__})"
-    return {"kind": "fault", "details": f"{what}; it must return a finite number"}
+    def _become_sample(self, link: int, output: int, worker: int) -> None:
+        """Leaves the worker behind: own folder, output into a pipe, fewer rights."""
+        try:
+            os.close(self._channel)
+            if self._code:
+                os.close(self._code.fd)
+            os.dup2(output, 1)
+            os.dup2(output, 2)
+            os.close(output)
+            self._enter(self._scratch, self._lockdown, worker)
+            self._link = link
+        except BaseException:
+            os._exit(1)
 
+    def _start_code(self, scratch: str) -> CodeProcess:
+        """The process that runs a model's code, as confined as a sample's."""
+        worker = os.getpid()
 
-def describe(error: BaseException) -> str:
-    """The traceback from the source's first line on; its end when it is long."""
-    frames = error.__traceback__
-    while frames is not None and frames.tb_frame.f_code.co_filename == __file__:
-        frames = frames.tb_next
-    return "".join(traceback.format_exception(type(error), error, frames))[-MAX_DETAILS:]
+        def serve_runs(channel: int) -> None:
+            os.close(self._channel)
+            os.environ["HOME"] = os.environ["TMPDIR"] = scratch
+            if self._libc:
+                die_with_parent(self._libc, worker)
+            lockdown = self._locked.lockdown_of_children([], scratch) if self._locked else None
+            own_pid = os.getpid()
+
+            def enter(request: Reply) -> None:
+                limit_memory(read_code_limits(request, self._memory_mb))
+                self._enter(scratch, lockdown, own_pid)
+
+            serve_code(channel, scratch, enter, lambda pid: self._end(pid, set()))
+
+        return CodeProcess(serve_runs)
+
+    def _enter(self, scratch: str, lockdown: Lockdown | None, parent: int) -> None:
+        """What a forked child does before it runs anything foreign."""
+        os.chdir(scratch)
+        if self._libc:
+            die_with_parent(self._libc, parent)
+        if lockdown:
+            lockdown.enter()
+        else:
+            os.setpgid(0, 0)
+
+    def _end(self, pid: int, spared: set[int]) -> None:
+        """Ends a child and all it left running: where it is confined it could leave nothing."""
+        if self._locked:
+            kill_and_reap(pid)
+        else:
+            end_family(pid, spared)
 
 
 class Child:
     """The worker's view of the process that grades one sample."""
 
-    def __init__(self, pid: int, result: int, output: int):
-        self._pid = pid
-        self._result = result
+    def __init__(self, pid: int, link: int, output: int, scratch: str, memory_mb: int):
+        self.pid = pid
+        self._link = link
         self._output = output
+        self._scratch = scratch
+        self._memory_mb = memory_mb
         self._received = bytearray()
         self._printed = bytearray()
-        os.set_blocking(result, False)
+        self._to_send = bytearray()
+        os.set_blocking(link, False)
         os.set_blocking(output, False)
 
-    def wait(self, channel: int, timeout_seconds: float, memory_mb: int) -> Reply:
-        """What the child says, or what became of it."""
-        deadline = time.monotonic() + timeout_seconds
+    def close(self) -> None:
+        os.close(self._link)
+        os.close(self._output)
+
+    def wait(self, channel: int, code: CodeProcess | None, timeout_seconds: float) -> Reply:
+        """What the child says, or what became of it; runs of code that it asks for go to `code`."""
+        started = time.monotonic()
+        deadline, measured = started + timeout_seconds, started
         poller = select.poll()
-        for fd in (self._result, self._output, channel):
+        for fd in (self._link, self._output, channel, *([code.fd] if code else [])):
             poller.register(fd, select.POLLIN)
         while (left := deadline - time.monotonic()) > 0:
             ready = {fd for fd, _ in poller.poll(1000 * min(left, POLL_SECONDS))}
@@ -265,30 +270,53 @@ class Child:
                 raise EOFError
             if self._output in ready and not self._read_output():
                 poller.unregister(self._output)
-            if self._result in ready and not self._read_result():
-                poller.unregister(self._result)
-            status = None if self._is_complete else self._exit_status()
-            if status is not None:
-                self._read_result()
-            if self._is_complete:
-                return self._with_output(parse_result(self._received))
-            if status is not None:
-                return self._with_output(read_status(status, memory_mb))
-        return self._with_output(
-            {"kind": "timeout", "details": f"timeout after {timeout_seconds:g} s"}
-        )
+            if code and code.fd in ready:
+                self._to_send += packed(code.reply())
+            if self._link in ready and not self._read_link():
+                poller.unregister(self._link)
+            self._send()
+            if (reply := self._said(code, left)) is not None:
+                return self._with_output(reply)
+            if time.monotonic() - measured > MEASURE_SECONDS:
+                measured = time.monotonic()
+                if folder_bytes(self._scratch, NUM_ENTRIES_MEASURED) > MAX_SCRATCH_BYTES:
+                    details = f"disk limit {MAX_SCRATCH_BYTES >> 20} MB"
+                    return self._with_output({"kind": "memory", "details": details})
+        details = f"timeout after {timeout_seconds:g} s"
+        return self._with_output({"kind": "timeout", "details": details})
 
-    @property
-    def _is_complete(self) -> bool:
-        """Whether a whole frame is there, or one that is too long to wait for."""
-        if len(self._received) < 4:
-            return False
-        (length,) = struct.unpack(">I", self._received[:4])
-        return bool(length > MAX_RESULT_BYTES or len(self._received) >= 4 + length)
+    def _said(self, code: CodeProcess | None, seconds: float) -> Reply | None:
+        """The child's last word, once it has said it or has ended."""
+        status = None
+        try:
+            frame = take_frame(self._received)
+            if frame is None and (status := self._exit_status()) is not None:
+                self._read_link()
+                frame = take_frame(self._received)
+        except ValueError:
+            return NOT_A_RESULT
+        if frame is None:
+            return None if status is None else read_status(status, self._memory_mb)
+        request = read_run(frame)
+        if request is None:
+            return parse_result(frame)
+        if code is None or not code.ask(request, seconds):
+            self._to_send += packed({"failure": "there is no process to run code, or it is busy"})
+        return None
 
-    def _read_result(self) -> bool:
-        """Reads what is there; False at the end of the pipe."""
-        part = read_available(self._result)
+    def _send(self) -> None:
+        """As much of what the child is to hear as it takes now."""
+        while self._to_send:
+            try:
+                del self._to_send[: os.write(self._link, self._to_send)]
+            except BlockingIOError:
+                return
+            except OSError:
+                self._to_send.clear()
+
+    def _read_link(self) -> bool:
+        """Reads what is there; False at the end."""
+        part = read_available(self._link)
         self._received += part or b""
         return part != b""
 
@@ -300,7 +328,7 @@ class Child:
 
     def _exit_status(self) -> int | None:
         try:
-            pid, status = os.waitpid(self._pid, os.WNOHANG)
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
         except ChildProcessError:
             return 0
         return status if pid else None
@@ -313,24 +341,31 @@ class Child:
         return {**reply, "details": reply["details"] + (f"\noutput:\n{printed}" if printed else "")}
 
 
-def read_available(fd: int) -> bytes | None:
-    """What a pipe holds now: None when nothing, an empty string at its end."""
-    try:
-        return os.read(fd, 1 << 16)
-    except BlockingIOError:
-        return None
+NOT_A_RESULT: Reply = {
+    "kind": "fault",
+    "details": "grade's process sent something that is not a result",
+}
 
 
-def parse_result(received: bytearray) -> Reply:
+def read_run(frame: bytes) -> Reply | None:
+    """The request for a run of code in a child's frame, if it is one."""
+    with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
+        request = json.loads(frame)
+        is_run = request["kind"] == "run"
+        if is_run and isinstance(request["source"], str) and isinstance(request["stdin"], str):
+            return dict(request)
+    return None
+
+
+def parse_result(frame: bytes) -> Reply:
     """The reply in a child's frame; a frame that no worker code wrote is a fault."""
-    (length,) = struct.unpack(">I", received[:4])
-    with contextlib.suppress(ValueError, TypeError, KeyError):
-        reply = json.loads(received[4 : 4 + length])
+    with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
+        reply = json.loads(frame)
         if reply["kind"] == "reward" and math.isfinite(reply["reward"]):
             return {"kind": "reward", "reward": float(reply["reward"])}
         if reply["kind"] in ("fault", "memory"):
-            return {"kind": reply["kind"], "details": str(reply["details"])}
-    return {"kind": "fault", "details": "grade's process sent something that is not a result"}
+            return {"kind": reply["kind"], "details": str(reply["details"])[-MAX_DETAILS:]}
+    return NOT_A_RESULT
 
 
 def read_status(status: int, memory_mb: int) -> Reply:
@@ -344,6 +379,30 @@ def read_status(status: int, memory_mb: int) -> Reply:
     else:
         ending = f"with exit code {os.WEXITSTATUS(status)}"
     return {"kind": "fault", "details": f"grade ended its process {ending} before it returned"}
+
+
+def set_limits(memory_mb: int) -> None:
+    """Limits of this process and all it forks; those that the system lacks are left out."""
+    limit_memory(memory_mb)
+    for name, value in (
+        ("RLIMIT_FSIZE", MAX_FILE_BYTES),
+        ("RLIMIT_NOFILE", MAX_OPEN_FILES),
+        ("RLIMIT_CORE", 0),
+    ):
+        limit(name, value)
+
+
+def limit_memory(memory_mb: int) -> None:
+    limit("RLIMIT_AS", memory_mb << 20)
+
+
+def limit(name: str, value: int) -> None:
+    """Lowers a limit for good."""
+    with contextlib.suppress(AttributeError, ValueError, OSError):
+        kind = getattr(resource, name)
+        hard = resource.getrlimit(kind)[1]
+        bound = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(kind, (bound, bound))
 
 
 def end_family(pid: int, spared: set[int]) -> None:
@@ -371,7 +430,3 @@ def own_children() -> set[int]:
             return {int(pid) for pid in file.read().split()}
     except OSError:
         return set()
-
-
-if __name__ == "__main__":
-    main()

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from rft.graders.tiers import Tier, best_tier, kernel_layers, tier_problem
 from rft.models.cache import models_cache
 from rft.rollout.invariance import ROW_MULTIPLE
 from rft.runs.environment import environment
@@ -25,16 +26,7 @@ def examine() -> dict[str, Any]:
             "capability": torch.backends.cpu.get_cpu_capability(),
             "rows_bitwise_from": _safe_rows(),
         },
-        "sandbox": {
-            "tier": "process",
-            "layers": [
-                "separate process",
-                "clean environment",
-                "one child per sample",
-                "wall-clock and memory limits",
-            ],
-            "missing": ["file access is not restricted", "network access is not restricted"],
-        },
+        "sandbox": _sandbox(),
         "extras": {
             "quantization (bitsandbytes)": find_spec("bitsandbytes") is not None,
         },
@@ -53,6 +45,21 @@ def _device() -> dict[str, Any]:
         "auto": "cuda",
         "dtype": "bfloat16" if torch.cuda.is_bf16_supported() else "float32",
         "cuda": [f"{d.name}, {d.total_memory / GIB:.0f} GiB" for d in devices],
+    }
+
+
+def _sandbox() -> dict[str, Any]:
+    """The sandboxes for python graders, and why one is missing; the layers of the strongest."""
+    tiers: tuple[Tier, ...] = ("kernel", "monty")
+    problems = {tier: tier_problem(tier) for tier in tiers}
+    return {
+        "auto": best_tier(),
+        **{tier: f"no: {why}" if why else "yes" for tier, why in problems.items()},
+        "unsafe-local": "only where a job names it: nothing keeps a grader from files and network",
+        "layers of kernel": {
+            layer.name: f"yes ({layer.words})" if layer.is_there else f"no: {layer.words}"
+            for layer in kernel_layers()
+        },
     }
 
 

@@ -1,4 +1,5 @@
-"""Hostile sources: whatever one sample does, the engine goes on and the next sample is graded."""
+"""What every sandbox holds, the one without the kernel's help too: whatever one sample does, the
+engine goes on and the next sample is graded."""
 
 import json
 import os
@@ -17,10 +18,10 @@ from rft.graders.sandbox import Limits, Outcome, Sandbox
 linux_only = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
 
 
-def sandbox(body, top="", timeout_seconds=20.0, memory_mb=512):
+def sandbox(body, top="", timeout_seconds=20.0, memory_mb=512, tier="unsafe-local"):
     lines = "".join(f"    {line}\n" for line in body.splitlines())
     source = f"import os, sys, time\n{top}\ndef grade(sample, item):\n{lines}    return 1.0\n"
-    return Sandbox(source, Limits(timeout_seconds, memory_mb))
+    return Sandbox(source, Limits(timeout_seconds, memory_mb), tier)
 
 
 def request(**item):
@@ -44,6 +45,7 @@ def wait_until(condition, seconds=10.0):
 TIMEOUT = Outcome("timeout", details="timeout after 1 s")
 
 
+@pytest.mark.parametrize("tier", ["kernel", "unsafe-local"])
 @pytest.mark.parametrize(
     ("body", "limits", "expected"),
     [
@@ -87,14 +89,28 @@ TIMEOUT = Outcome("timeout", details="timeout after 1 s")
         ("for _ in range(300): print('x' * 100_000)", {}, Outcome("reward", 1.0)),
         ("sys.stdout.close()\nsys.stderr = None", {}, Outcome("reward", 1.0)),
         ("sys.setrecursionlimit(10**9)", {}, Outcome("reward", 1.0)),
-        ("os.fork()", {}, Outcome("reward", 1.0)),
-        ("if os.fork() == 0: time.sleep(100)", {}, Outcome("reward", 1.0)),
-        ("if os.fork() == 0: return 2.0\ntime.sleep(0.3)", {}, Outcome("reward", 1.0)),
         ("os.chdir('/')\nos.environ.clear()", {}, Outcome("reward", 1.0)),
     ],
 )
-def test_hostile_sample(body, limits, expected):
-    pool = sandbox(f"if item['hostile']:\n    {'    '.join(body.splitlines(True))}", **limits)
+def test_hostile_sample(body, limits, expected, tier):
+    check_hostile_sample(body, limits, expected, tier)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "os.fork()",
+        "if os.fork() == 0: time.sleep(100)",
+        "if os.fork() == 0: return 2.0\ntime.sleep(0.3)",
+    ],
+)
+def test_forks_have_no_say(body):
+    check_hostile_sample(body, {}, Outcome("reward", 1.0), "unsafe-local")
+
+
+def check_hostile_sample(body, limits, expected, tier):
+    hostile = "    ".join(body.splitlines(True))
+    pool = sandbox(f"if item['hostile']:\n    {hostile}", tier=tier, **limits)
     try:
         assert pool.run(request(hostile=True)) == expected
         assert pool.run(request(hostile=False)) == Outcome("reward", 1.0)
@@ -284,7 +300,7 @@ def grade(sample, item):
     time.sleep(100 if {during_a_sample} else 0)
     return 1.0
 '''
-pool = Sandbox(source, Limits(100, 512))  # kept: without it the workers would see their pipe close
+pool = Sandbox(source, Limits(100, 512), "unsafe-local")  # kept: without it the workers would see their pipe close
 pool.run(b'{{"sample": {{}}, "item": {{}}}}')
 time.sleep(100)
 """
