@@ -19,7 +19,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any, NamedTuple, NoReturn
 
-from rft.graders.sandbox_folder import empty_folder
+from rft.graders.sandbox_folder import ScratchFolder
 from rft.graders.sandbox_frames import (
     MAX_FRAME_BYTES,
     Reply,
@@ -34,6 +34,7 @@ MAX_OUTPUT_BYTES = 1 << 16
 """Of standard output and of standard error each; what is printed beyond is dropped."""
 MAX_CODE_BYTES = MAX_FRAME_BYTES // 4
 POLL_SECONDS = 0.01
+NUM_ENTRIES_REMOVED = 100_000
 FILE_NAME = "<code>"
 
 
@@ -123,7 +124,7 @@ def serve_and_exit(serve: Callable[[int], None], channel: int) -> NoReturn:
 
 
 def serve_code(
-    channel: int, scratch: str, enter: Callable[[Reply], None], end: Callable[[int], None]
+    channel: int, scratch: ScratchFolder, enter: Callable[[Reply], None], end: Callable[[int], None]
 ) -> None:
     """Runs what the channel asks for until it ends.
 
@@ -138,12 +139,12 @@ def serve_code(
 def run(
     request: Reply,
     channel: int,
-    scratch: str,
+    scratch: ScratchFolder,
     enter: Callable[[Reply], None],
     end: Callable[[int], None],
 ) -> Reply:
     """One run in a fork; cut short when something else is said over the channel."""
-    if not empty_folder(scratch, 100_000):
+    if not scratch.is_emptied(NUM_ENTRIES_REMOVED):
         return {"failure": "the folder of the last run could not be emptied"}
     outs = [os.pipe(), os.pipe()]
     stdin = os.memfd_create("stdin")

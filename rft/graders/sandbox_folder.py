@@ -1,80 +1,116 @@
-"""The folder that a sample may write in: emptied and measured whatever was made of it."""
+"""The folder that a sample may write in: emptied and measured whatever was made of it.
+
+Everything goes through descriptors of folders that were opened without following links, never through
+paths: a sample may have put a link to anywhere in the place of anything.
+"""
 
 import contextlib
 import os
+import stat
+
+OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def empty_folder(path: str, max_entries: int | None = None) -> bool:
-    """Removes all that is in a folder, following no link; False when it gave up after `max_entries`.
+class ScratchFolder:
+    """A new folder at a path, held by its descriptor."""
 
-    Deep folders are lifted to the top one by one, so that neither paths nor calls grow with depth.
-    """
-    num_removed = 0
-    prefix = os.urandom(8).hex()
-    while names := listed(path):
-        for name in names:
-            entry = os.path.join(path, name)
-            if not is_folder(entry):
-                os.unlink(entry)
-                num_removed += 1
-                continue
-            for inner in listed(entry):
-                within = os.path.join(entry, inner)
-                if is_folder(within):
-                    make_accessible(within)
-                    os.rename(within, os.path.join(path, f"{prefix}{num_removed}"))
-                else:
-                    os.unlink(within)
-                num_removed += 1
-                if max_entries is not None and num_removed > max_entries:
-                    return False
-            os.rmdir(entry)
-            num_removed += 1
-        if max_entries is not None and num_removed > max_entries:
-            return not os.listdir(path)
-    return True
+    def __init__(self, path: str):
+        os.mkdir(path, 0o700)
+        self.path = path
+        self.fd = os.open(path, OPEN_FOLDER)
+
+    def is_emptied(self, max_entries: int | None = None) -> bool:
+        """Removes all that is in it; False when that fails, goes on too long or another has its place."""
+        try:
+            at_path, held = os.stat(self.path, follow_symlinks=False), os.fstat(self.fd)
+            is_same = (at_path.st_dev, at_path.st_ino) == (held.st_dev, held.st_ino)
+            return is_same and empty(self.fd, max_entries)
+        except OSError:
+            return False
+
+    def num_bytes(self, max_entries: int) -> int:
+        """Bytes on disk of what is in it, of at most so many entries."""
+        return tree_bytes(self.fd, max_entries)
 
 
 def remove_folder(path: str) -> None:
-    """Removes a folder with all that is in it; what resists is left."""
+    """Removes a folder with all that is in it, but no link; what resists is left."""
     with contextlib.suppress(OSError):
-        make_accessible(path)
-        empty_folder(path)
+        fd = os.open(path, OPEN_FOLDER)
+        try:
+            empty(fd, None)
+        finally:
+            os.close(fd)
         os.rmdir(path)
 
 
-def folder_bytes(path: str, max_entries: int) -> int:
+def empty(top: int, max_entries: int | None) -> bool:
+    """Removes all that is in a folder; False when it gave up after `max_entries`. Raises OSError.
+
+    What lies in a folder's folders is lifted to the top, so that neither names nor calls grow with depth.
+    """
+    with contextlib.suppress(OSError):  # where it is refused, nothing could have closed the folder
+        os.fchmod(top, 0o700)
+    num_removed = 0
+    prefix = os.urandom(8).hex()
+    while names := os.listdir(top):
+        for name in names:
+            if max_entries is not None and num_removed > max_entries:
+                return False
+            if is_folder(name, top):
+                num_removed += lift_folders(name, top, f"{prefix}-{num_removed}")
+                os.rmdir(name, dir_fd=top)
+            else:
+                os.unlink(name, dir_fd=top)
+            num_removed += 1
+    return True
+
+
+def lift_folders(name: str, top: int, prefix: str) -> int:
+    """Empties a folder in `top`: its files go, its folders move up; gives how many there were."""
+    folder = open_folder(name, top)
+    try:
+        entries = os.listdir(folder)
+        for index, entry in enumerate(entries):
+            if is_folder(entry, folder):
+                os.close(open_folder(entry, folder))  # a closed folder cannot be moved
+                os.rename(entry, f"{prefix}-{index}", src_dir_fd=folder, dst_dir_fd=top)
+            else:
+                os.unlink(entry, dir_fd=folder)
+    finally:
+        os.close(folder)
+    return len(entries)
+
+
+def open_folder(name: str, parent: int) -> int:
+    """A folder's descriptor, opened first to its owner when it was closed to him."""
+    try:
+        return os.open(name, OPEN_FOLDER, dir_fd=parent)
+    except PermissionError:
+        os.chmod(name, 0o700, dir_fd=parent)
+        return os.open(name, OPEN_FOLDER, dir_fd=parent)
+
+
+def tree_bytes(top: int, max_entries: int) -> int:
     """Bytes on disk below a folder, of at most so many entries."""
-    total = 0
-    waiting = [path]
-    num_seen = 0
-    while waiting and num_seen < max_entries:
-        with contextlib.suppress(OSError), os.scandir(waiting.pop()) as entries:
-            for entry in entries:
+    total = num_seen = 0
+    waiting = [os.dup(top)]
+    while waiting:
+        folder = waiting.pop()
+        try:
+            for name in os.listdir(folder) if num_seen < max_entries else ():
                 num_seen += 1
-                if num_seen > max_entries:
-                    break
                 with contextlib.suppress(OSError):
-                    total += entry.stat(follow_symlinks=False).st_blocks * 512
-                    if entry.is_dir(follow_symlinks=False):
-                        waiting.append(entry.path)
+                    entry = os.stat(name, dir_fd=folder, follow_symlinks=False)
+                    total += entry.st_blocks * 512
+                    if stat.S_ISDIR(entry.st_mode) and len(waiting) < 16:
+                        waiting.append(os.open(name, OPEN_FOLDER, dir_fd=folder))
+        except OSError:
+            continue
+        finally:
+            os.close(folder)
     return total
 
 
-def is_folder(path: str) -> bool:
-    return os.path.isdir(path) and not os.path.islink(path)
-
-
-def listed(path: str) -> list[str]:
-    """The names in a folder, which may have been closed to its owner."""
-    try:
-        return os.listdir(path)
-    except PermissionError:
-        make_accessible(path)
-        return os.listdir(path)
-
-
-def make_accessible(path: str) -> None:
-    """Opens a folder to its owner; where that is refused, it was never closed."""
-    with contextlib.suppress(OSError):
-        os.chmod(path, 0o700)
+def is_folder(name: str, parent: int) -> bool:
+    return stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode)

@@ -33,7 +33,7 @@ from rft.graders.sandbox_code import (
     sandbox_module,
     serve_code,
 )
-from rft.graders.sandbox_folder import empty_folder, folder_bytes, remove_folder
+from rft.graders.sandbox_folder import ScratchFolder, remove_folder
 from rft.graders.sandbox_frames import (
     Reply,
     packed,
@@ -100,15 +100,13 @@ class Worker:
         self._channel = channel
         self._timeout_seconds = float(job["timeout_seconds"])
         self._memory_mb = int(job["memory_mb"])
-        self._scratch = os.path.join(home, "sample")
+        self._scratch = ScratchFolder(os.path.join(home, "sample"))
         self._link: int | None = None
         self._grade: Grade | None = None
         self._reserve = [bytes(RESERVE_BYTES)]
         self._child: Child | None = None
         self._spared: set[int] = set()
-        code_scratch = os.path.join(home, "code")
-        os.mkdir(self._scratch)
-        os.mkdir(code_scratch)
+        code_scratch = ScratchFolder(os.path.join(home, "code"))
         set_limits(self._memory_mb)
         self._libc = c_library() if sys.platform.startswith("linux") else None
         self._locked = lock_worker(home) if job["tier"] == "kernel" else None
@@ -117,7 +115,7 @@ class Worker:
         # Now, before the source comes: what runs a model's code must never have seen it.
         self._code = self._start_code(code_scratch) if job["runs_code"] else None
         self._lockdown = (
-            self._locked.lockdown_of_children([home], self._scratch) if self._locked else None
+            self._locked.lockdown_of_children([home], self._scratch.path) if self._locked else None
         )
 
     def load(self, source: str) -> str:
@@ -143,7 +141,7 @@ class Worker:
         if not callable(grade):
             return "grade is not a function"
         self._grade = grade
-        os.environ["HOME"] = os.environ["TMPDIR"] = self._scratch
+        os.environ["HOME"] = os.environ["TMPDIR"] = self._scratch.path
         gc.collect()
         gc.freeze()
         return ""
@@ -181,10 +179,7 @@ class Worker:
         self._child = None
         if self._code:
             self._code.settle()
-        try:
-            return empty_folder(self._scratch, NUM_ENTRIES_REMOVED)
-        except OSError:
-            return False
+        return self._scratch.is_emptied(NUM_ENTRIES_REMOVED)
 
     def _become_sample(self, link: int, output: int, worker: int) -> None:
         """Leaves the worker behind: own folder, output into a pipe, fewer rights."""
@@ -200,16 +195,16 @@ class Worker:
         except BaseException:
             os._exit(1)
 
-    def _start_code(self, scratch: str) -> CodeProcess:
+    def _start_code(self, scratch: ScratchFolder) -> CodeProcess:
         """The process that runs a model's code, as confined as a sample's."""
         worker = os.getpid()
 
         def serve_runs(channel: int) -> None:
             os.close(self._channel)
-            os.environ["HOME"] = os.environ["TMPDIR"] = scratch
+            os.environ["HOME"] = os.environ["TMPDIR"] = scratch.path
             if self._libc:
                 die_with_parent(self._libc, worker)
-            lockdown = self._locked.lockdown_of_children([], scratch) if self._locked else None
+            lockdown = self._locked.lockdown_of_children([], scratch.path) if self._locked else None
             own_pid = os.getpid()
 
             def enter(request: Reply) -> None:
@@ -220,9 +215,10 @@ class Worker:
 
         return CodeProcess(serve_runs)
 
-    def _enter(self, scratch: str, lockdown: Lockdown | None, parent: int) -> None:
+    def _enter(self, scratch: ScratchFolder, lockdown: Lockdown | None, parent: int) -> None:
         """What a forked child does before it runs anything foreign."""
-        os.chdir(scratch)
+        os.chdir(scratch.path)
+        os.close(scratch.fd)
         if self._libc:
             die_with_parent(self._libc, parent)
         if lockdown:
@@ -241,7 +237,7 @@ class Worker:
 class Child:
     """The worker's view of the process that grades one sample."""
 
-    def __init__(self, pid: int, link: int, output: int, scratch: str, memory_mb: int):
+    def __init__(self, pid: int, link: int, output: int, scratch: ScratchFolder, memory_mb: int):
         self.pid = pid
         self._link = link
         self._output = output
@@ -279,7 +275,7 @@ class Child:
                 return self._with_output(reply)
             if time.monotonic() - measured > MEASURE_SECONDS:
                 measured = time.monotonic()
-                if folder_bytes(self._scratch, NUM_ENTRIES_MEASURED) > MAX_SCRATCH_BYTES:
+                if self._scratch.num_bytes(NUM_ENTRIES_MEASURED) > MAX_SCRATCH_BYTES:
                     details = f"disk limit {MAX_SCRATCH_BYTES >> 20} MB"
                     return self._with_output({"kind": "memory", "details": details})
         details = f"timeout after {timeout_seconds:g} s"

@@ -154,20 +154,22 @@ assert first
     "body",
     [
         "os.rmdir(os.getcwd())",
-        "os.rmdir(os.getcwd())\nos.symlink('/', os.environ['HOME'])",
+        "os.rmdir(os.getcwd())\nos.symlink(item['outside'], os.environ['HOME'])",
         "os.rmdir(os.getcwd())\nopen(os.environ['HOME'], 'w').close()",
         "import shutil\nshutil.rmtree(os.path.dirname(os.getcwd()))",
     ],
 )
-def test_a_broken_worker_does_not_harm_the_next_sample(body):
+def test_a_broken_worker_does_not_harm_the_next_sample(body, tmp_path):
+    (tmp_path / "kept").write_text("")
     pool = sandbox(
         f"if item['hostile']:\n    {'    '.join(body.splitlines(True))}", timeout_seconds=1
     )
     try:
-        pool.run(request(hostile=True))
+        pool.run(request(hostile=True, outside=str(tmp_path)))
         assert pool.run(request(hostile=False)) == Outcome("reward", 1.0)
     finally:
         pool.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
 
 
 def test_a_sample_that_kills_its_worker_is_a_failure_of_the_sandbox():
