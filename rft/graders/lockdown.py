@@ -120,12 +120,12 @@ def missing_layer() -> str | None:
 def verify() -> None:
     """Tries what must fail; raises LockdownError when it does not."""
     try:
-        os.close(os.open("/proc/self/status", os.O_RDONLY))
+        os.close(os.open("/", os.O_RDONLY | os.O_DIRECTORY))
     except OSError as error:
         if error.errno != errno.EACCES:
-            raise LockdownError(f"a foreign file answers {error.strerror}") from None
+            raise LockdownError(f"a foreign folder answers {error.strerror}") from None
     else:
-        raise LockdownError("foreign files can still be opened")
+        raise LockdownError("foreign folders can still be opened")
     try:
         socket.socket().close()
     except OSError as error:

@@ -19,7 +19,7 @@ DENIED: Mapping[str, tuple[int | None, int | None]] = {
     "socket": (41, 198), "connect": (42, 203), "bind": (49, 200), "listen": (50, 201),
     "accept": (43, 202), "accept4": (288, 242),
     # other processes
-    "vfork": (58, None), "execve": (59, 221), "execveat": (322, 281), "ptrace": (101, 117),
+    "fork": (57, None), "vfork": (58, None), "execve": (59, 221), "execveat": (322, 281), "ptrace": (101, 117),
     "process_vm_readv": (310, 270), "process_vm_writev": (311, 271),
     "process_madvise": (440, 440), "process_mrelease": (448, 448), "kcmp": (312, 272),
     "pidfd_open": (434, 434), "pidfd_getfd": (438, 438), "pidfd_send_signal": (424, 424),
@@ -97,12 +97,13 @@ NUMBER_OFFSET, ARCHITECTURE_OFFSET, ARGUMENTS_OFFSET = 0, 4, 16
 CLONE_THREAD = 0x00010000
 CLONE_NEW_NAMESPACE = 0x7E020080
 """CLONE_NEWTIME, NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET."""
-AF_UNIX = 1
+AF_UNIX, SOCK_STREAM, SOCK_TYPE = 1, 1, 0xF
 O_TRUNC, O_ACCMODE = 0o1000, 0o3
-TERMINAL_REQUESTS = (0x5412, 0x541C, 0x8901, 0x8902)
-"""TIOCSTI, TIOCLINUX type into a terminal; FIOSETOWN, SIOCSPGRP aim signals at a process."""
-SIGNAL_COMMANDS = (8, 10, 15)
-"""F_SETOWN, F_SETSIG, F_SETOWN_EX: a descriptor's signals go to any process."""
+HARMLESS_IOCTL = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)
+"""TCGETS (is it a terminal), TIOCGWINSZ, FIONREAD, FIONBIO, FIONCLEX, FIOCLEX. Others type into a
+terminal, aim signals at a process, or change files that are open for reading only."""
+HARMLESS_FCNTL = (0, 1, 2, 3, 4, 5, 6, 7, 36, 37, 38, 1030, 1031, 1032, 1033, 1034)
+"""Copies, flags, locks, sizes of pipes, seals. Others send a descriptor's signals to any process."""
 HARMLESS_PRCTL = (2, 3, 15, 16, 21, 22, 27, 29, 30, 38, 39, 0x53564D41)
 """Reading settings, thread names, timer slack, further filters, names of memory areas."""
 PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 22, 2
@@ -145,10 +146,10 @@ def worker_filter(architecture: Architecture, *, guards_truncation: bool) -> byt
     """
     rules = {
         "clone": clone_rule(may_fork=True),
-        "ioctl": listed(1, TERMINAL_REQUESTS, allowed=False),
-        "fcntl": listed(1, SIGNAL_COMMANDS, allowed=False),
-        "socketpair": listed(0, [AF_UNIX], allowed=True),
-        **{name: listed(0, [ITSELF], allowed=True) for name in OF_ANY_PROCESS},
+        "ioctl": only(1, HARMLESS_IOCTL),
+        "fcntl": only(1, HARMLESS_FCNTL),
+        "socketpair": socketpair_rule(),
+        **{name: only(0, [ITSELF]) for name in OF_ANY_PROCESS},
     }
     if guards_truncation:
         rules["truncate"] = [verdict(False)]
@@ -168,9 +169,9 @@ def child_filter(architecture: Architecture) -> bytes:
     """What a child adds to the worker's filter: no forks, and signals to `OWN_PID` alone."""
     rules = {
         "clone": clone_rule(may_fork=False),
-        "kill": listed(0, [OWN_PID], allowed=True),
-        "tgkill": listed(0, [OWN_PID], allowed=True),
-        "prctl": listed(0, HARMLESS_PRCTL, allowed=True),
+        "kill": only(0, [OWN_PID]),
+        "tgkill": only(0, [OWN_PID]),
+        "prctl": only(0, HARMLESS_PRCTL),
     }
     return assemble(architecture, [], rules)
 
@@ -207,10 +208,23 @@ def when(comparison: int, operand: int, error: int) -> list[Instruction]:
     return [(comparison, 0, 1, operand), (RETURN, 0, 0, REFUSE | error)]
 
 
-def listed(argument: int, values: Sequence[int], *, allowed: bool) -> list[Instruction]:
-    """Allows, or refuses, just those values of an argument; the kernel reads its lower 32 bits too."""
+def only(argument: int, values: Sequence[int]) -> list[Instruction]:
+    """Allows just those values of an argument; the kernel, too, reads its lower 32 bits."""
     tests = [(EQUAL, len(values) - index, 0, value) for index, value in enumerate(values)]
-    return [load(argument), *tests, verdict(not allowed), verdict(allowed)]
+    return [load(argument), *tests, verdict(False), verdict(True)]
+
+
+def socketpair_rule() -> list[Instruction]:
+    """Allows streams alone: a pair of datagram sockets reaches any other by its address."""
+    return [
+        load(0),
+        (EQUAL, 0, 4, AF_UNIX),
+        load(1),
+        (AND, 0, 0, SOCK_TYPE),
+        (EQUAL, 0, 1, SOCK_STREAM),
+        verdict(True),
+        verdict(False),
+    ]
 
 
 def clone_rule(may_fork: bool) -> list[Instruction]:
