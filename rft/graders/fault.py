@@ -6,6 +6,9 @@ Flag = Literal[
     "invalid_variable_error",
     "python_grader_runtime_error",
     "python_grader_server_error",
+    "endpoint_grader_server_error",
+    "endpoint_grader_internal_error",
+    "endpoint_grader_safety_check_error",
     "other_error",
 ]
 """The product's error flags that these graders raise."""

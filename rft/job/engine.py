@@ -194,7 +194,7 @@ class GradingRules(Section):
     """How grades are obtained and what failures do."""
 
     concurrency: Auto | Count = "auto"
-    """Grades computed side by side; auto: the number of cores."""
+    """Grades computed side by side; auto: the number of cores, or 16 with an endpoint grader."""
     on_exception: Literal["minimum", "exclude"] = "minimum"
     """What a completion gets on which the grader raises: the grader's minimum, or no grade."""
     error_pause_rate: Fraction = 0.5

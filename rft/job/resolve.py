@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from rft.errors import JobError, Problem
-from rft.graders import Tier
+from rft.graders import Tier, grader_parts
 from rft.job.consistency import contradictions
 from rft.job.document import Hyperparameters, Job
 from rft.job.places import dotted
@@ -16,6 +16,8 @@ Number = TypeVar("Number", int, float)
 GIB = 2**30
 ROLLOUTS_PER_PROMPT = 8
 """Completions per prompt at compute_multiplier 1."""
+ENDPOINT_CONCURRENCY = 16
+"""Grades computed side by side where an endpoint grader is asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +108,7 @@ def _resolve_engine(job: Job, hyperparameters: dict[str, Any], facts: JobFacts) 
         gradient_checkpointing=_needs_checkpointing(group_tokens, facts),
     )
     _fill(engine["evaluation"], temperature=rollout.temperature if sampled else 0.0)
-    _fill(engine["grading"], concurrency=max(1, facts.num_cores))
+    _fill(engine["grading"], concurrency=_concurrency(job, facts))
     _fill(engine["grading"]["python"], sandbox=facts.sandbox)
     engine["tracking"]["report_to"] = _trackers(job)
     return engine
@@ -152,6 +154,12 @@ def _token_budget(facts: JobFacts) -> int:
 def _needs_checkpointing(group_tokens: int, facts: JobFacts) -> bool:
     memory = 6 * GIB if facts.device == "cpu" else 24 * GIB
     return group_tokens * facts.activation_bytes_per_token > memory
+
+
+def _concurrency(job: Job, facts: JobFacts) -> int:
+    """One grade per core, more where grading is mostly waiting for a server."""
+    waits = any(kind == "endpoint" for _, kind in grader_parts(job.grader))
+    return ENDPOINT_CONCURRENCY if waits else max(1, facts.num_cores)
 
 
 def _trackers(job: Job) -> tuple[str, ...]:

@@ -54,6 +54,17 @@ def test_the_plain_autos() -> None:
     assert resolve(num_cores=0).engine.grading.concurrency == 1
 
 
+@pytest.mark.parametrize("num_cores", [2, 64])
+def test_an_endpoint_grader_is_asked_sixteen_at_a_time(num_cores: int) -> None:
+    endpoint = "{type: endpoint, url: 'https://example.com/grade'}"
+    alone = f"method.reinforcement.grader={endpoint}"
+    part = f"method.reinforcement.grader={{type: multi, graders: {{a: {endpoint}}}, calculate_output: a}}"
+    assert resolve(alone, num_cores=num_cores).engine.grading.concurrency == 16
+    assert resolve(part, num_cores=num_cores).engine.grading.concurrency == 16
+    set_by_hand = resolve(alone, "engine.grading.concurrency=3")
+    assert set_by_hand.engine.grading.concurrency == 3
+
+
 @pytest.mark.parametrize(
     ("multiplier", "group_size"),
     [("auto", 8), ("0.01", 2), ("0.5", 4), ("1.2", 10), ("3", 24), ("10", 80)],
