@@ -47,9 +47,9 @@ def train(
       rft train job.yaml --resume
       rft train job.yaml --processes 4
     """
-    from rft.job import load_job
+    from rft.data import load_sound_job
 
-    job = load_job(job_file, overrides or ())
+    job = load_sound_job(job_file, overrides or ())
     from rft.cli import launch
 
     if not launch.is_launched():

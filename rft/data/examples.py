@@ -26,6 +26,19 @@ def load_examples(
     Raises DataError with all bad rows (the first 20, and a count), or NotYetError when all of them
     only ask for something unbuilt.
     """
+    examples, error = readable_examples(source, settings, field=field, minimum=minimum)
+    if error is not None:
+        raise error
+    return examples
+
+
+def readable_examples(
+    source: str, settings: DataSettings, *, field: str, minimum: int
+) -> tuple[list[Example], DataError | NotYetError | None]:
+    """The examples of the good rows, and the error that `load_examples` raises for the others.
+
+    Raises DataError itself where there are no rows to read.
+    """
     check_templates(settings)
     examples: list[Example] = []
     errors: list[tuple[str, RowError]] = []
@@ -39,11 +52,12 @@ def load_examples(
         problems = [error.problem(place) for place, error in errors[:MAX_PROBLEMS]]
         if len(errors) > MAX_PROBLEMS:
             problems.append(Problem(f"and {len(errors) - MAX_PROBLEMS} more bad rows", name))
-        raise (NotYetError if all(error.not_yet for _, error in errors) else DataError)(problems)
+        is_all_unbuilt = all(error.not_yet for _, error in errors)
+        return examples, (NotYetError if is_all_unbuilt else DataError)(problems)
     if len(examples) < minimum:
         what = f"{field} has {len(examples)} example(s), but must have at least {minimum}"
-        raise DataError(what, where=name, remedy="add rows")
-    return examples
+        return examples, DataError(what, where=name, remedy="add rows")
+    return examples, None
 
 
 def row_place(source: str, example: Example) -> str:

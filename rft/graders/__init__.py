@@ -1,21 +1,24 @@
 """Graders: from a sample and its item to a grade."""
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
 from pydantic import Field
 
 from rft.errors import Problem
+from rft.graders.endpoint import Endpoint
 from rft.graders.grader import Grader, GradingSettings
 from rft.graders.multi import Multi
 from rft.graders.python import Python
 from rft.graders.string_check import StringCheck
-from rft.graders.template import MissingVariable, Template
+from rft.graders.template import MissingVariable, Template, Variable
 from rft.graders.text_similarity import TextSimilarity
 from rft.graders.tiers import Tier, best_tier
-from rft.types import Item
+from rft.types import Grade, Item
 
 __all__ = [
+    "Endpoint",
     "Grader",
     "GraderDocument",
     "GradingSettings",
@@ -26,19 +29,22 @@ __all__ = [
     "Tier",
     "best_tier",
     "grader_parts",
+    "grader_warnings",
     "not_yet",
     "open_grader",
+    "output_json_problems",
+    "passes",
     "problems_of",
     "template_problems",
 ]
 
 GraderDocument = Annotated[
-    StringCheck | TextSimilarity | Python | Multi, Field(discriminator="type")
+    StringCheck | TextSimilarity | Python | Endpoint | Multi, Field(discriminator="type")
 ]
 """A grader as the job document has it."""
 
-MAX_ROW_PROBLEMS = 20
-LATER_TYPES = ("score_model", "label_model", "endpoint")
+MAX_ROWS_TOLD = 3
+LATER_TYPES = ("score_model", "label_model")
 
 
 def open_grader(document: GraderDocument, settings: GradingSettings = GradingSettings()) -> Grader:
@@ -50,9 +56,50 @@ def open_grader(document: GraderDocument, settings: GradingSettings = GradingSet
     return document.open(settings)
 
 
-def problems_of(document: GraderDocument, where: str = "grader") -> list[Problem]:
-    """The faults of a document that can be seen without a sample, all at once."""
-    return document.problems(where)
+def problems_of(
+    document: GraderDocument, where: str = "grader", settings: GradingSettings | None = None
+) -> list[Problem]:
+    """The faults of a document that can be seen without a sample, all at once.
+
+    Those that depend on how graders run are told where `settings` are given.
+    """
+    problems = document.problems(where)
+    return problems if settings is None else problems + document.settings_problems(where, settings)
+
+
+def grader_warnings(document: GraderDocument, items: Sequence[Item] = ()) -> list[str]:
+    """What is legal in a document, or in rows that its templates read, but likely a mistake."""
+    warnings = document.warnings()
+    for field, template in document.templates("grader").items():
+        for variable in template.variables:
+            if variable.namespace != "item":
+                continue
+            num_nulls = sum(is_null(variable, item) for item in items)
+            if num_nulls:
+                where = f"{{{{ {variable.text} }}}} of {field}"
+                rows = f"{num_nulls} of {len(items)} rows"
+                warnings.append(f"{where} is null in {rows}, where it is rendered as `null`")
+    return warnings
+
+
+def is_null(variable: Variable, item: Item) -> bool:
+    try:
+        return variable.resolve(item) is None
+    except MissingVariable:
+        return False
+
+
+def passes(document: GraderDocument, grade: Grade, settings: GradingSettings) -> dict[str, bool]:
+    """Whether each grader that has a `pass_threshold` and gave a reward reached it, by its name."""
+    grades = {part.name: part for part in (grade, *grade.sub_grades.values())}
+    passed = {}
+    for part in document.parts():
+        threshold = getattr(part, "pass_threshold", None)
+        reward = grades[part.name].reward
+        if threshold is not None and reward is not None:
+            shaped = settings.pass_threshold_shapes_reward
+            passed[part.name] = reward == 1 if shaped else reward >= threshold
+    return passed
 
 
 def grader_parts(document: GraderDocument) -> list[tuple[str, str]]:
@@ -65,24 +112,41 @@ def template_problems(
 ) -> list[Problem]:
     """The `item.*` variables of the grader's templates that rows lack; each row comes with its place.
 
-    At most 20 problems, then one that counts the rest. Raises GraderError for a malformed template.
+    `where` is the grader's place. The first three rows are told for each variable, the rest is
+    counted. A malformed template is left to `problems_of`.
     """
     templates = document.templates(where)
     problems: list[Problem] = []
-    num_left_out = 0
+    num_rows: Counter[tuple[str, str]] = Counter()
     for place, item in items:
-        found = row_problems(templates, place, item)
-        room = MAX_ROW_PROBLEMS - len(problems)
-        problems += found[:room]
-        num_left_out += len(found[room:])
-    if num_left_out:
-        problems.append(Problem(f"{num_left_out} more variables are missing from rows", where))
+        for field, variable, missing in missing_variables(templates, item):
+            num_rows[field, variable.text] += 1
+            if num_rows[field, variable.text] <= MAX_ROWS_TOLD:
+                what = f"{{{{ {variable.text} }}}} of {field}: {missing}"
+                problems.append(Problem(what, place, "add it to the row or mend the template"))
+    for (field, text), count in num_rows.items():
+        if count > MAX_ROWS_TOLD:
+            what = f"{{{{ {text} }}}} is missing from {count - MAX_ROWS_TOLD} more rows"
+            problems.append(Problem(what, field))
     return problems
 
 
-def row_problems(templates: Mapping[str, Template], place: str, item: Item) -> list[Problem]:
-    """The variables of the templates that one row lacks."""
-    problems = []
+def output_json_problems(document: GraderDocument, where: str = "grader") -> list[Problem]:
+    """The templates that read `sample.output_json`, which completions of a job do not have yet."""
+    what = "completions have output_json only with a response_format, which is not built yet"
+    remedy = "read sample.output_text, or parse it in a python grader"
+    return [
+        Problem(f"`{{{{ {variable.text} }}}}`: {what}", field, remedy)
+        for field, template in document.templates(where).items()
+        for variable in template.variables
+        if variable.namespace == "sample" and variable.path[0] == "output_json"
+    ]
+
+
+def missing_variables(
+    templates: Mapping[str, Template], item: Item
+) -> Iterator[tuple[str, Variable, MissingVariable]]:
+    """Field, variable and reason of each `item.*` that one row lacks."""
     for field, template in templates.items():
         for variable in template.variables:
             if variable.namespace != "item":
@@ -90,9 +154,7 @@ def row_problems(templates: Mapping[str, Template], place: str, item: Item) -> l
             try:
                 variable.resolve(item)
             except MissingVariable as missing:
-                what = f"{{{{ {variable.text} }}}} of {field}: {missing}"
-                problems.append(Problem(what, place, "add it to the row or mend the template"))
-    return problems
+                yield field, variable, missing
 
 
 def not_yet(raw: object) -> str | None:
@@ -111,6 +173,4 @@ def not_yet(raw: object) -> str | None:
 def part_not_yet(raw: Mapping[Any, Any]) -> str | None:
     if raw.get("type") in LATER_TYPES:
         return f"a grader of type {raw['type']}"
-    if raw.get("type") == "text_similarity" and raw.get("evaluation_metric") == "cosine":
-        return "a text_similarity grader by cosine"
     return None

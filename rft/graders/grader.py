@@ -4,7 +4,7 @@ import time
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol, Self, runtime_checkable
+from typing import Annotated, Literal, Protocol, Self, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -33,6 +33,10 @@ class GradingSettings:
     """Folder or hub id of the sentence-transformers model behind `cosine`."""
     private_hosts: tuple[str, ...] = ()
     """Hosts that endpoint graders may call although their address is not public."""
+
+
+PassThreshold = Annotated[float, Field(strict=True)] | None
+"""A reward of at least this passes; None: the grader does not say."""
 
 
 @runtime_checkable
@@ -72,6 +76,14 @@ class Document(BaseModel):
     @abstractmethod
     def problems(self, where: str) -> list[Problem]:
         """The faults that can be seen without a sample."""
+
+    def settings_problems(self, where: str, settings: GradingSettings) -> list[Problem]:
+        """The faults that can be seen without a sample, given how graders run."""
+        return []
+
+    def warnings(self) -> list[str]:
+        """What is legal in the document but likely a mistake."""
+        return []
 
     @abstractmethod
     def open(self, settings: GradingSettings) -> Grader:

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 
 from rft.errors import GraderError, Problem
+from rft.graders.endpoint import Endpoint
 from rft.graders.fault import GradingFault
 from rft.graders.formula import FUNCTIONS, Formula, is_name, parse_formula
 from rft.graders.grader import Document, Grader, GradingSettings, reward_of_fault
@@ -17,7 +18,8 @@ from rft.graders.template import Template
 from rft.graders.text_similarity import TextSimilarity
 from rft.types import Grade, Item, Sample
 
-Part = Annotated[StringCheck | TextSimilarity | Python, Field(discriminator="type")]
+Part = Annotated[StringCheck | TextSimilarity | Python | Endpoint, Field(discriminator="type")]
+MAY_BE_NAMELESS = ("python", "endpoint")
 
 
 class Multi(Document):
@@ -29,6 +31,19 @@ class Multi(Document):
     """Graders by the key that the formula calls them; none of them a multi."""
     calculate_output: str
     """Formula over the keys: + - * / ^, parentheses, min max abs floor ceil exp sqrt log."""
+
+    @field_validator("graders", mode="before")
+    @classmethod
+    def _name_by_key(cls, graders: object) -> object:
+        """A part whose type does without a name takes its key for one."""
+        if not isinstance(graders, Mapping):
+            return graders
+        return {
+            key: {"name": key, **part}
+            if isinstance(part, Mapping) and part.get("type") in MAY_BE_NAMELESS and key
+            else part
+            for key, part in graders.items()
+        }
 
     @field_validator("graders", mode="before")
     @classmethod
@@ -54,6 +69,16 @@ class Multi(Document):
             ),
             *formula_problems(self.calculate_output, self.graders, f"{where}.calculate_output"),
         ]
+
+    def settings_problems(self, where: str, settings: GradingSettings) -> list[Problem]:
+        return [
+            problem
+            for key, part in self.graders.items()
+            for problem in part.settings_problems(f"{where}.graders.{key}", settings)
+        ]
+
+    def warnings(self) -> list[str]:
+        return [warning for part in self.graders.values() for warning in part.warnings()]
 
     def _name_problems(self, where: str) -> list[Problem]:
         """Metrics are told apart by the graders' names, so each needs its own."""
@@ -145,6 +170,16 @@ def merge_errors(grades: Mapping[str, Grade]) -> dict[str, str]:
             line = f"{key}: {details}"
             errors[flag] = f"{errors[flag]}; {line}" if flag in errors else line
     return errors
+
+
+def own_errors(grade: Grade) -> dict[str, str]:
+    """The flags that the grader raised itself: its errors without those merged in from its parts."""
+    merged = merge_errors(grade.sub_grades)
+    return {
+        flag: details.removeprefix(f"{merged[flag]}; ") if flag in merged else details
+        for flag, details in grade.errors.items()
+        if details != merged.get(flag)
+    }
 
 
 def sum_usage(grades: Mapping[str, Grade]) -> dict[str, int]:

@@ -10,21 +10,27 @@ nothing a sample leaves behind reaches the next. What goes wrong becomes
         under python_grader_server_error
 """
 
-import ast
 import json
-import symtable
-import warnings
 from typing import Literal
 
 from pydantic import Field
 
 from rft.errors import GraderError, Problem
 from rft.graders.fault import GradingFault
-from rft.graders.grader import Document, Grader, GradingSettings, make_grade, shape_by_threshold
+from rft.graders.grader import (
+    Document,
+    Grader,
+    GradingSettings,
+    PassThreshold,
+    make_grade,
+    shape_by_threshold,
+)
+from rft.graders.monty import MontySandbox, monty_problem
+from rft.graders.monty_source import monty_source_problems
+from rft.graders.python_source import source_problems, source_warnings
 from rft.graders.sandbox import Limits, Sandbox
+from rft.graders.tiers import require_tier
 from rft.types import Grade, Item, Sample
-
-MAX_SOURCE_BYTES = 256_000
 
 
 class Python(Document):
@@ -36,17 +42,28 @@ class Python(Document):
     """Python that defines `grade(sample, item)`, which returns a finite number."""
     image_tag: str | None = None
     """Names the product's set of packages; here the source finds those installed beside rft."""
-    pass_threshold: float | None = None
-    """Shapes the reward only with `engine.grading.pass_threshold_shapes_reward`."""
+    pass_threshold: PassThreshold = None
+    """A reward of at least this passes; it becomes 1, any other 0, only with
+    `engine.grading.pass_threshold_shapes_reward`."""
 
     def problems(self, where: str) -> list[Problem]:
-        problem = source_problem(self.source, f"{where}.source")
-        return [problem] if problem else []
+        return source_problems(self.source, f"{where}.source")
+
+    def settings_problems(self, where: str, settings: GradingSettings) -> list[Problem]:
+        if settings.sandbox != "monty" or monty_problem() is not None:
+            return []  # a sandbox that is not there is told when the grader opens
+        return monty_source_problems(self.source, f"{where}.source")
+
+    def warnings(self) -> list[str]:
+        return [f"{self.name}: source {warning}" for warning in source_warnings(self.source)]
 
     def open(self, settings: GradingSettings) -> Grader:
-        problem = source_problem(self.source, f"{self.name}.source")
-        if problem:
-            raise GraderError(problem)
+        problems = self.problems(self.name)
+        if problems:
+            raise GraderError(problems)
+        require_tier(settings.sandbox)
+        if problems := self.settings_problems(self.name, settings):
+            raise GraderError(problems)
         return PythonGrader(self, settings)
 
 
@@ -57,7 +74,11 @@ class PythonGrader(Grader):
         self._document = document
         self._settings = settings
         limits = Limits(settings.timeout_seconds, settings.memory_mb)
-        self._sandbox = Sandbox(document.source, limits)
+        self._sandbox: Sandbox | MontySandbox
+        if settings.sandbox == "monty":
+            self._sandbox = MontySandbox(document.source, limits)
+        else:
+            self._sandbox = Sandbox(document.source, limits, settings.sandbox)
 
     @property
     def name(self) -> str:
@@ -82,68 +103,3 @@ class PythonGrader(Grader):
             raise GradingFault("python_grader_server_error", outcome.details, of_sample=False)
         of_sample = outcome.kind == "fault"
         raise GradingFault("python_grader_runtime_error", outcome.details, of_sample=of_sample)
-
-
-def source_problem(source: str, where: str) -> Problem | None:
-    """What keeps a source from being run: size, syntax, or no `grade(sample, item)`."""
-    num_bytes = len(source.encode("utf-8", "surrogatepass"))
-    if num_bytes > MAX_SOURCE_BYTES:
-        remedy = f"at most {MAX_SOURCE_BYTES} bytes are run"
-        return Problem(f"the source has {num_bytes} bytes", where, remedy)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            tree = ast.parse(source, "grader.py")
-            compile(source, "grader.py", "exec", dont_inherit=True)
-            binds_grade = defines_grade(source)
-    except SyntaxError as error:
-        return Problem(syntax_words(error, source), where, "mend the Python source")
-    except (ValueError, RecursionError, MemoryError) as error:
-        return Problem(f"the source cannot be compiled: {error}", where, "mend the Python source")
-    if not binds_grade:
-        what = "the source defines no function grade at its top level"
-        return Problem(what, where, "define `def grade(sample, item)` that returns a number")
-    return signature_problem(tree, where)
-
-
-def syntax_words(error: SyntaxError, source: str) -> str:
-    """What is wrong, where in the source, and the line seen there."""
-    if error.lineno is None:
-        return f"the source cannot be compiled: {error.msg}"
-    line = "".join(source.split("\n")[error.lineno - 1 : error.lineno]).strip()
-    return f"line {error.lineno}, column {error.offset}: {error.msg}: {line[:80]!r}"
-
-
-def defines_grade(source: str) -> bool:
-    """Whether the module binds the name `grade`, by whatever statement."""
-    table = symtable.symtable(source, "grader.py", "exec")
-    if "grade" not in table.get_identifiers():
-        return False
-    symbol = table.lookup("grade")
-    return symbol.is_assigned() or symbol.is_imported()
-
-
-def signature_problem(tree: ast.Module, where: str) -> Problem | None:
-    """A `def grade` that cannot be called as grade(sample, item)."""
-    definitions = [
-        statement
-        for statement in tree.body
-        if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef)
-        and statement.name == "grade"
-    ]
-    if not definitions:
-        return None
-    function = definitions[-1]
-    place = f"line {function.lineno}"
-    if isinstance(function, ast.AsyncFunctionDef):
-        what = f"{place}: grade is an async function"
-        return Problem(what, where, "define it without async")
-    arguments = function.args
-    num_positional = len(arguments.posonlyargs) + len(arguments.args)
-    num_required = num_positional - len(arguments.defaults)
-    required_keywords = any(default is None for default in arguments.kw_defaults)
-    takes_two = num_required <= 2 and (num_positional >= 2 or arguments.vararg is not None)
-    if takes_two and not required_keywords:
-        return None
-    what = f"{place}: grade({ast.unparse(arguments)}) cannot be called with (sample, item)"
-    return Problem(what, where, "define `def grade(sample, item)`")

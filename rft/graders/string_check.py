@@ -24,4 +24,4 @@ class StringCheck(TextPair):
     reference; ilike: the same whatever the case."""
 
     def open(self, settings: GradingSettings) -> Grader:
-        return TextPairGrader(self, settings, OPERATIONS[self.operation], self.templates(self.name))
+        return TextPairGrader(self, settings, OPERATIONS[self.operation], self.both_templates())

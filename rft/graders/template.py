@@ -22,8 +22,11 @@ LEGAL_FORMS = (
     "write {{ item.field }}, {{ item.list[0].field }}, "
     '{{ item["any key"] }} or {{ sample.output_text }}'
 )
-SAMPLE_VARIABLES = ("output_text", "output_tools", "choices")
-LATER_SAMPLE_VARIABLES = ("output_json", "output_audio")
+SAMPLE_VARIABLES = ("output_text", "output_json", "output_tools", "choices")
+LATER_SAMPLE_VARIABLES = ("output_audio",)
+
+
+MISSING = object()
 
 
 class MissingVariable(LookupError):
@@ -42,10 +45,14 @@ class Variable:
     def resolve(self, root: Mapping[str, Any]) -> Any:
         """The value the path leads to; raises MissingVariable."""
         value: Any = root
-        seen: str = self.namespace
-        for step in self.path:
-            value = step_into(value, step, seen)
-            seen += f"[{step}]" if isinstance(step, int) else f".{step}"
+        for depth, step in enumerate(self.path):
+            found = step_into(value, step)
+            if found is MISSING:
+                if self.namespace == "sample" and depth == 0:
+                    raise MissingVariable(f"this sample has no {step!r}")
+                place = spelled(self.namespace, self.path[:depth])
+                raise MissingVariable(f"{place} {why_missing(value, step)}")
+            value = found
         return value
 
 
@@ -90,6 +97,9 @@ def parse_template(text: str, where: str) -> Template:
     while (start := text.find("{{", position)) >= 0:
         pieces.append(text[position:start])
         match = EXPRESSION.match(text, start)
+        if match is None and (inner := EXPRESSION.match(text, start + 1)):
+            pieces.append("{")  # of `{{{ item.x }}}` the outer braces are text
+            match = inner
         if match is None:
             seen, position = malformed(text, start)
             what = f"`{seen}` is not a template expression"
@@ -126,17 +136,32 @@ def shorten(text: str) -> str:
     return text if len(text) <= 60 else text[:57] + "…"
 
 
-def step_into(value: Any, step: str | int, seen: str) -> Any:
-    """What one step of a path finds in a value; raises MissingVariable."""
+def step_into(value: Any, step: str | int) -> Any:
+    """What one step of a path finds in a value, or MISSING."""
     if isinstance(value, Mapping):
-        if isinstance(step, str) and step in value:
-            return value[step]
-        raise MissingVariable(f"{seen} has no {step!r}{nearest(str(step), value)}")
+        return value.get(step, MISSING) if isinstance(step, str) else MISSING
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
-        if isinstance(step, int) and step < len(value):
-            return value[step]
-        raise MissingVariable(f"{seen} is a list of {len(value)}, which has no {step!r}")
-    raise MissingVariable(f"{seen} is {type(value).__name__}, which has no {step!r}")
+        return value[step] if isinstance(step, int) and step < len(value) else MISSING
+    return MISSING
+
+
+def spelled(namespace: str, path: Sequence[str | int]) -> str:
+    """A path as a template writes it."""
+    steps = [
+        f".{step}" if isinstance(step, str) and re.fullmatch(NAME, f".{step}") else f"[{step!r}]"
+        for step in path
+    ]
+    return namespace + "".join(steps)
+
+
+def why_missing(value: Any, step: str | int) -> str:
+    """What a value is, that it has not what a path asks of it."""
+    if isinstance(value, Mapping):
+        return f"has no {step!r}{nearest(str(step), value)}"
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return f"is a list of {len(value)}, which has no {step!r}"
+    kinds = {type(None): "null", bool: "true or false", int: "a number", float: "a number"}
+    return f"is {kinds.get(type(value), 'text')}, which has no {step!r}"
 
 
 def nearest(name: str, known: Mapping[str, Any] | Sequence[str]) -> str:

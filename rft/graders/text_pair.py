@@ -1,9 +1,10 @@
 """What the graders of two texts share: a template for each, and a function that scores the pair."""
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
-from rft.errors import Problem
+from rft.errors import GraderError, Problem
 from rft.graders.fault import GradingFault
 from rft.graders.grader import (
     Document,
@@ -31,8 +32,18 @@ class TextPair(Document):
         ]
 
     def templates(self, where: str) -> dict[str, Template]:
-        fields = {f"{where}.input": self.input, f"{where}.reference": self.reference}
-        return {field: parse_template(text, field) for field, text in fields.items()}
+        templates = {}
+        for name, text in (("input", self.input), ("reference", self.reference)):
+            with suppress(GraderError):  # `problems` tells it
+                templates[f"{where}.{name}"] = parse_template(text, f"{where}.{name}")
+        return templates
+
+    def both_templates(self) -> dict[str, Template]:
+        """Those of input and reference; raises GraderError with all that is malformed in them."""
+        problems = TextPair.problems(self, self.name)
+        if problems:
+            raise GraderError(problems)
+        return self.templates(self.name)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from rft.job.document import Hyperparameters, Job
 from rft.job.dump import dump_job
 from rft.job.engine import DataSettings, Engine, LoraSettings, ModelSettings
-from rft.job.load import load_job, parse_job
+from rft.job.load import Reading, load_job, parse_job, read_job
 from rft.job.resolve import JobFacts, resolve_job
 from rft.job.resolved import ResolvedJob
 from rft.job.schema import json_schema
@@ -16,10 +16,12 @@ __all__ = [
     "JobFacts",
     "LoraSettings",
     "ModelSettings",
+    "Reading",
     "ResolvedJob",
     "dump_job",
     "json_schema",
     "load_job",
     "parse_job",
+    "read_job",
     "resolve_job",
 ]

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from rft.job.consistency import contradictions
 from rft.job.document import Job
 from rft.job.faults import faults_of
 from rft.job.marked import MAX_CHARACTERS, read_marked
+from rft.job.mend import mended
 from rft.job.not_yet import GRADER, moot_path, not_yet_faults
 from rft.job.overrides import apply_overrides
 from rft.job.places import Fault, KeyPath, Marked, Place, dotted, one_line
@@ -20,6 +22,24 @@ from rft.job.places import Fault, KeyPath, Marked, Place, dotted, one_line
 MAX_BYTES = 4 * MAX_CHARACTERS
 MAX_PROBLEMS = 20
 """Faults told at once; the rest is counted."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A job document as far as it can be read."""
+
+    job: Job | None
+    """The job, with harmless stand-ins for what is at fault; None where little is left of it."""
+    error: JobError | NotYetError | None
+    """All that is wrong with the document."""
+    unread: tuple[KeyPath, ...]
+    """The paths at which something stands in."""
+
+    def says(self, *path: str) -> bool:
+        """Whether what stands at a path, and all of it, is what the person wrote."""
+        return not any(
+            unread[: len(path)] == path or path[: len(unread)] == unread for unread in self.unread
+        )
 
 
 def load_job(path: Path, overrides: Sequence[str] = ()) -> Job:
@@ -37,6 +57,20 @@ def parse_job(text: str, *, name: str, folder: Path, overrides: Sequence[str] = 
 
     `name` stands in errors; paths are relative to `folder`.
     """
+    reading = _parse(text, name, folder, overrides)
+    if reading.error is not None:
+        raise reading.error
+    assert reading.job is not None
+    return reading.job
+
+
+def read_job(path: Path, overrides: Sequence[str] = ()) -> Reading:
+    """The job a file describes as far as it can be read; raises JobError where it is no document."""
+    path = Path(path)
+    return _parse(_read(path), str(path), path.parent, overrides)
+
+
+def _parse(text: str, name: str, folder: Path, overrides: Sequence[str]) -> Reading:
     marked = read_marked(text, name)
     if () in {fault.path for fault in marked.faults}:
         raise _error(marked.faults, marked)
@@ -45,16 +79,31 @@ def parse_job(text: str, *, name: str, folder: Path, overrides: Sequence[str] = 
         raise _error([no_mapping], marked)
     marked = apply_overrides(marked, overrides)
     told = [*marked.faults, *not_yet_faults(marked.value)]
-    try:
-        job = Job.model_validate(marked.value)
-        found = [*contradictions(job), *_grader_faults(job)]
-    except ValidationError as error:
-        found = faults_of(error, marked.value)
+    job, found, unread = _validate(marked.value)
+    if job is not None:
+        job = _with_absolute_paths(job, folder.absolute())
+        found += [fault for fault in _inner_faults(job) if not _inside(fault.path, unread)]
     moot = [moot_path(fault) for fault in told if fault.path]
     faults = told + [fault for fault in found if not _inside(fault.path, moot)]
-    if faults:
-        raise _error(faults, marked)
-    return _with_absolute_paths(job, folder.absolute())
+    return Reading(job, _error(faults, marked) if faults else None, (*unread, *moot))
+
+
+def _validate(document: dict[str, Any]) -> tuple[Job | None, list[Fault], list[KeyPath]]:
+    """The job, faults of its form, and the paths at which something had to stand in for them."""
+    try:
+        return Job.model_validate(document), [], []
+    except ValidationError as error:
+        faults = faults_of(error, document)
+    unread: list[KeyPath] = []
+    left = faults
+    for whole_graders in (False, True, True):
+        document, paths = mended(document, left, whole_graders=whole_graders)
+        unread += paths
+        try:
+            return Job.model_validate(document), faults, unread
+        except ValidationError as error:
+            left = faults_of(error, document)
+    return None, faults, unread
 
 
 def _read(path: Path) -> str:
@@ -84,20 +133,13 @@ def _read(path: Path) -> str:
         raise JobError(what, where=where, remedy="save the file as UTF-8") from None
 
 
-def _grader_faults(job: Job) -> list[Fault]:
-    """What the graders say about a document that is valid in form."""
-    where = dotted(GRADER)
-    faults = []
-    for problem in problems_of(job.grader, where):
-        inner = problem.where.removeprefix(where)
+def _inner_faults(job: Job) -> list[Fault]:
+    """What is wrong with a document that is valid in form."""
+    faults = contradictions(job)
+    for problem in problems_of(job.grader, dotted(GRADER), job.grading_settings):
         what = f"{problem.where}: {problem.what}"
-        faults.append(Fault(_grader_path(inner), what, problem.remedy))
+        faults.append(Fault(tuple(problem.where.split(".")), what, problem.remedy))
     return faults
-
-
-def _grader_path(inner: str) -> KeyPath:
-    """The key path of a place inside the grader such as `.graders.exact.input`."""
-    return (*GRADER, *(part for part in inner.strip(". ").split(".") if part))
 
 
 def _inside(path: KeyPath, sections: Iterable[KeyPath]) -> bool:
@@ -129,15 +171,18 @@ def _place(fault: Fault, marked: Marked) -> Place | None:
 
 def _with_absolute_paths(job: Job, folder: Path) -> Job:
     """The job with the paths that are relative to its file made absolute."""
-    model = job.engine.model
+    model, grading = job.engine.model, job.engine.grading
     template = model.chat_template
     if template is not None and not any(mark in template for mark in ("{{", "{%", "\n")):
         model = model.model_copy(update={"chat_template": _absolute(template, folder)})
+    if grading.similarity_model is not None:
+        name = _absolute_model(grading.similarity_model, folder)
+        grading = grading.model_copy(update={"similarity_model": name})
     changed: dict[str, Any] = {
         "model": _absolute_model(job.model, folder),
         "training_file": _absolute_source(job.training_file, folder),
         "validation_file": _absolute_source(job.validation_file, folder),
-        "engine": job.engine.model_copy(update={"model": model}),
+        "engine": job.engine.model_copy(update={"model": model, "grading": grading}),
     }
     return job.model_copy(update=changed)
 

@@ -1,6 +1,7 @@
 """The job document's JSON schema, and what it says about any place in a document."""
 
 from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import Any
 
 from rft.job.document import Job
@@ -9,8 +10,9 @@ from rft.job.places import KeyPath
 Schema = dict[str, Any]
 
 
+@cache
 def json_schema() -> Schema:
-    """The JSON schema (2020-12) of a job document, for editors."""
+    """The JSON schema (2020-12) of a job document, for editors; not to be written to."""
     schema = Job.model_json_schema()
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "rft job"}
 

@@ -15,8 +15,12 @@ from rft.graders import (
     StringCheck,
     TextSimilarity,
     grader_parts,
+    grader_warnings,
     not_yet,
     open_grader,
+    output_json_problems,
+    passes,
+    problems_of,
     template_problems,
 )
 
@@ -34,6 +38,7 @@ CLOSE = {
     "reference": "",
     "evaluation_metric": "bleu",
 }
+COSINE = CLOSE | {"evaluation_metric": "cosine"}
 PYTHON = {"type": "python", "source": "def grade(sample, item): return 1"}
 MULTI = {"type": "multi", "graders": {"a": EXACT, "b": CLOSE}, "calculate_output": "a + b"}
 documents = TypeAdapter(GraderDocument)
@@ -66,7 +71,7 @@ def test_documents(raw, kind, parts):
 def test_settings_default_to_the_products():
     settings = GradingSettings()
     assert (settings.timeout_seconds, settings.memory_mb) == (120, 2048)
-    assert (settings.sandbox, settings.on_exception) == ("process", "minimum")
+    assert (settings.sandbox, settings.on_exception) == ("kernel", "minimum")
     assert settings.pass_threshold_shapes_reward is False
 
 
@@ -77,8 +82,8 @@ def test_settings_default_to_the_products():
         (MULTI, None),
         ({"type": "score_model", "name": "judge"}, "a grader of type score_model"),
         ({"type": "label_model"}, "a grader of type label_model"),
-        ({"type": "endpoint", "url": "http://x"}, "a grader of type endpoint"),
-        (CLOSE | {"evaluation_metric": "cosine"}, "a text_similarity grader by cosine"),
+        ({"type": "endpoint", "url": "http://x"}, None),
+        (CLOSE | {"evaluation_metric": "cosine"}, None),
         (
             MULTI | {"graders": {"a": EXACT, "judge": {"type": "score_model"}}},
             "a grader of type score_model (graders.judge)",
@@ -125,28 +130,117 @@ def test_template_problems_name_field_row_and_nearest_key():
     ]
 
 
-@pytest.mark.parametrize(("num_rows", "last"), [(20, None), (21, "1 more variables"), (50, "30")])
-def test_template_problems_are_counted_past_twenty(num_rows, last):
-    document = documents.validate_python(CLOSE)
+@pytest.mark.parametrize(("num_rows", "last"), [(3, None), (4, "1"), (50, "47")])
+def test_rows_past_the_third_are_counted_for_each_variable(num_rows, last):
+    document = documents.validate_python(CLOSE | {"reference": "{{ item.b }}"})
     items = ((f"train.jsonl:{row}", {}) for row in range(1, num_rows + 1))
     problems = template_problems(document, items, "method.grader")
-    assert [problem.where for problem in problems[:20]] == [
-        f"train.jsonl:{row}" for row in range(1, 21)
+    assert [problem.where for problem in problems[:6]] == [
+        f"train.jsonl:{row}" for row in (1, 1, 2, 2, 3, 3)
     ]
-    assert len(problems) == (20 if last is None else 21)
-    if last is not None:
-        assert problems[-1].what.startswith(last)
-        assert problems[-1].where == "method.grader"
+    assert [str(problem) for problem in problems[6:]] == [
+        f"{{{{ item.{name} }}}} is missing from {last} more rows (method.grader.{field})"
+        for name, field in (("answer", "input"), ("b", "reference"))
+        if last is not None
+    ]
 
 
 def test_template_problems_of_graders_without_templates():
     assert template_problems(documents.validate_python(PYTHON), [("x:1", {})]) == []
 
 
-def test_template_problems_need_readable_templates():
-    document = documents.validate_python(CLOSE | {"input": "{{ x }}"})
+def test_template_problems_leave_malformed_templates_to_problems_of():
+    document = documents.validate_python(CLOSE | {"input": "{{ x }}", "reference": "{{ item.y }}"})
+    (problem,) = template_problems(document, [("train.jsonl:1", {})])
+    assert problem.what == "{{ item.y }} of grader.reference: item has no 'y'"
+    (problem,) = problems_of(document)
+    assert problem.what == "`{{ x }}` is not a template expression"
     with pytest.raises(GraderError, match="not a template expression"):
-        template_problems(document, [])
+        open_grader(document)
+
+
+def test_output_json_needs_a_response_format():
+    raw = MULTI | {"graders": {"a": EXACT | {"input": "{{ sample.output_json.x[0] }}"}, "b": CLOSE}}
+    document = documents.validate_python(raw)
+    assert problems_of(document) == []
+    (problem,) = output_json_problems(document, "method.grader")
+    assert str(problem) == (
+        "`{{ sample.output_json.x[0] }}`: completions have output_json only with a "
+        "response_format, which is not built yet (method.grader.graders.a.input) → "
+        "read sample.output_text, or parse it in a python grader"
+    )
+
+
+def test_problems_of_the_settings_are_told_where_settings_are_given():
+    document = documents.validate_python(
+        MULTI | {"graders": {"a": COSINE}} | {"calculate_output": "a"}
+    )
+    told = [problem for problem in problems_of(document) if "similarity_model" in problem.remedy]
+    assert told == []
+    (problem,) = [
+        problem
+        for problem in problems_of(document, "grader", GradingSettings())
+        if "similarity_model" in problem.remedy
+    ]
+    assert str(problem) == (
+        "cosine needs a model that turns texts into embeddings "
+        "(grader.graders.a.evaluation_metric) → "
+        "set engine.grading.similarity_model to a folder or hub id of one"
+    )
+
+
+def test_warnings_of_a_grader():
+    runs_text = {"type": "python", "source": "def grade(sample, item):\n    return eval(item['a'])"}
+    raw = {"graders": {"a": EXACT, "p": runs_text}, "calculate_output": "a + p"}
+    document = documents.validate_python(MULTI | raw)
+    items = [{"answer": "x", "tags": [None]}, {"answer": None, "tags": [None]}, {"tags": 1}]
+    assert grader_warnings(documents.validate_python(EXACT)) == []
+    assert grader_warnings(document, items) == [
+        "p: source line 2: eval(…) runs text inside grade: code that the model wrote can return any "
+        "reward it likes there; run it with rft_sandbox.run_code",
+        "{{ item.answer }} of grader.graders.a.reference is null in 1 of 3 rows, "
+        "where it is rendered as `null`",
+        "{{ item.tags[0] }} of grader.graders.a.reference is null in 2 of 3 rows, "
+        "where it is rendered as `null`",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("shapes", "output", "expected"),
+    [
+        (False, "abcd", {"alike": True, "code": False}),
+        (False, "zzzz", {"alike": False, "code": False}),
+        (True, "abcd", {"alike": True, "code": False}),
+        (False, None, {"alike": False, "code": False}),
+    ],
+)
+def test_passes(shapes, output, expected):
+    alike = CLOSE | {"name": "alike", "input": "{{ sample.output_text }}", "reference": "abcy"}
+    alike |= {"evaluation_metric": "fuzzy_match", "pass_threshold": 0.75}
+    code = PYTHON | {"name": "code", "pass_threshold": 2}
+    raw = {"graders": {"a": alike, "c": code, "e": EXACT}, "calculate_output": "a"}
+    document = documents.validate_python(MULTI | raw)
+    settings = GradingSettings(pass_threshold_shapes_reward=shapes)
+    with open_grader(document, settings) as grader:
+        sample = {} if output is None else {"output_text": output}
+        grade = grader.grade(sample, {"answer": "", "tags": [""]})
+    assert passes(document, grade, settings) == expected
+
+
+def test_what_gave_no_reward_neither_passes_nor_fails():
+    document = documents.validate_python(CLOSE | {"pass_threshold": 0.5})
+    with open_grader(document) as grader:
+        grade = grader.grade({}, {})
+    assert grade.reward is None
+    assert passes(document, grade, GradingSettings()) == {}
+
+
+@pytest.mark.parametrize("threshold", [True, "0.5", float("nan"), float("inf"), []])
+def test_a_threshold_is_a_finite_number(threshold):
+    for raw in (CLOSE, PYTHON):
+        assert documents.validate_python(raw | {"pass_threshold": 1}).pass_threshold == 1.0
+        with pytest.raises(ValidationError):
+            documents.validate_python(raw | {"pass_threshold": threshold})
 
 
 def test_graders_start_without_torch():

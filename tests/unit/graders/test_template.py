@@ -11,8 +11,20 @@ ITEM = {
     "flag": True,
     "nothing": None,
     "städte": ["Köln", "Łódź"],
-    "a": {"b": [{"c": "deep"}], "two words": "spaced", "it's": "quoted", "x}}y": "braces"},
+    "a": {
+        "b": [{"c": "deep"}],
+        "two words": "spaced",
+        "it's": "quoted",
+        "x}}y": "braces",
+        "dot.ted": 20,
+    },
     "my-key": "hyphen",
+    "dot.ted": 10,
+    "größe": "3.50",
+    "numbers": [1.0, 1e-9, 1e22, -0.0],
+    "lists": [[1], [2]],
+    "empty": "",
+    "0": "zero",
     "quote": "{{ item.answer }}",
 }
 SAMPLE = {
@@ -43,6 +55,13 @@ SAMPLE = {
         ("{{ sample.output_tools }}", "[]"),
         ("{{ item.quote }}", "{{ item.answer }}"),
         ('{"a": {{ item.n }}}', '{"a": 3}'),
+        ('{"a":{{{item.n}}}}', '{"a":{3}}'),
+        ('{{ item["dot.ted"] }}{{ item.a["dot.ted"] }}', "1020"),
+        ("{{ item.größe }}", "3.50"),
+        ("{{ item.a.b[0] }}", '{"c": "deep"}'),
+        ("{{ item.numbers }}", "[1.0, 1e-09, 1e+22, -0.0]"),
+        ("{{ item.empty }}|{{ item.lists[1][0] }}", "|2"),
+        ("{{ item.0 }}", "zero"),
     ],
 )
 def test_render(text, expected):
@@ -59,15 +78,33 @@ def test_render(text, expected):
         ),
         ("{{ item.a.b[7] }}", "{{ item.a.b[7] }}: item.a.b is a list of 1, which has no 7", False),
         ("{{ item.a.b.c }}", "{{ item.a.b.c }}: item.a.b is a list of 1, which has no 'c'", False),
-        ("{{ item.n.x }}", "{{ item.n.x }}: item.n is int, which has no 'x'", False),
-        ("{{ item.answer[0] }}", "{{ item.answer[0] }}: item.answer is str, which has no 0", False),
+        ("{{ item.n.x }}", "{{ item.n.x }}: item.n is a number, which has no 'x'", False),
+        (
+            "{{ item.answer[0] }}",
+            "{{ item.answer[0] }}: item.answer is text, which has no 0",
+            False,
+        ),
         (
             "{{ sample.output_tools[0].function.name }}",
             "{{ sample.output_tools[0].function.name }}: "
             "sample.output_tools is a list of 0, which has no 0",
             True,
         ),
-        ("{{ sample.output_json.x }}", "{{ sample.output_json.x }}: sample has no", True),
+        ("{{ sample.output_json.x }}", "{{ sample.output_json.x }}: this sample has no", True),
+        ("{{ item.dot.ted }}", "{{ item.dot.ted }}: item has no 'dot'", False),
+        ("{{ item.nothing.x }}", "{{ item.nothing.x }}: item.nothing is null, which", False),
+        ("{{ item.flag[0] }}", "{{ item.flag[0] }}: item.flag is true or false, which", False),
+        ("{{ item.a[0] }}", "{{ item.a[0] }}: item.a has no 0", False),
+        (
+            '{{ item.a["two words"].b[0][1].x }}',
+            "{{ item.a[\"two words\"].b[0][1].x }}: item.a['two words'] is text, which has no 'b'",
+            False,
+        ),
+        (
+            "{{ item.lists[1][0].x }}",
+            "{{ item.lists[1][0].x }}: item.lists[1][0] is a number",
+            False,
+        ),
     ],
 )
 def test_missing_variable(text, details, of_sample):
@@ -114,13 +151,13 @@ def test_all_malformed_expressions_are_told():
         (
             "{{ sample.output_txt }}",
             "`{{ sample.output_txt }}`: a sample has no 'output_txt'",
-            "use one of sample.output_text, sample.output_tools, sample.choices, "
-            "did you mean 'output_text'?",
+            "use one of sample.output_text, sample.output_json, sample.output_tools, "
+            "sample.choices, did you mean 'output_text'?",
         ),
         (
-            "{{ sample.output_json.x }}",
-            "`{{ sample.output_json.x }}`: a sample has no 'output_json' yet",
-            "use one of sample.output_text, sample.output_tools, sample.choices",
+            "{{ sample.output_audio.transcript }}",
+            "`{{ sample.output_audio.transcript }}`: a sample has no 'output_audio' yet",
+            "use one of sample.output_text, sample.output_json, sample.output_tools, sample.choices",
         ),
     ],
 )

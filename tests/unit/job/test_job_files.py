@@ -77,7 +77,7 @@ def test_a_byte_order_mark_is_no_fault(tmp_path: Path) -> None:
     assert load_job(tmp_path / "job.yaml").seed == 0
 
 
-GRADERS = ("StringCheck", "TextSimilarity", "Python", "Multi")
+GRADERS = ("StringCheck", "TextSimilarity", "Python", "Endpoint", "Multi")
 ODD_TEXTS = [
     "no",
     "1e-5",

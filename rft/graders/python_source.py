@@ -1,0 +1,219 @@
+"""What can be told about the source of a python grader without running it."""
+
+import ast
+import os
+import re
+import site
+import symtable
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from importlib.machinery import PathFinder
+
+from rft.errors import Problem
+
+MAX_SOURCE_BYTES = 256_000
+NAME = "grader.py"
+"""The source's file name in tracebacks."""
+
+PRODUCT_PACKAGES: Mapping[str, str] = {
+    "ast_grep_py": "ast-grep-py",
+    "deepdiff": "deepdiff",
+    "jsonschema": "jsonschema",
+    "nltk": "nltk",
+    "numpy": "numpy",
+    "pandas": "pandas",
+    "pydantic": "pydantic",
+    "rapidfuzz": "rapidfuzz",
+    "rdkit": "rdkit",
+    "rouge_score": "rouge-score",
+    "scipy": "scipy",
+    "skbio": "scikit-bio",
+    "sklearn": "scikit-learn",
+    "sqlparse": "sqlparse",
+    "sympy": "sympy",
+    "yaml": "pyyaml",
+}
+"""The packages of the product's graders: the name to import → the name to install."""
+OTHER_PACKAGES: Mapping[str, str] = {
+    "PIL": "pillow",
+    "bs4": "beautifulsoup4",
+    "cv2": "opencv-python",
+    "dateutil": "python-dateutil",
+    "Levenshtein": "levenshtein",
+}
+PROVIDED = frozenset({"__main__", "rft_sandbox"})
+"""What the sandbox itself has for a source to import."""
+IMPORT_FAILURES = frozenset({"ImportError", "ModuleNotFoundError", "Exception", "BaseException"})
+
+
+def source_problems(source: str, where: str) -> list[Problem]:
+    """What keeps a source from being run: size, syntax, no `grade(sample, item)`, missing packages."""
+    num_bytes = len(source.encode("utf-8", "surrogatepass"))
+    if num_bytes > MAX_SOURCE_BYTES:
+        remedy = f"at most {MAX_SOURCE_BYTES} bytes are run"
+        return [Problem(f"the source has {num_bytes} bytes", where, remedy)]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tree = ast.parse(source, NAME)
+            compile(source, NAME, "exec", dont_inherit=True)
+            return [*grade_problems(source, tree, where), *import_problems(tree, where)]
+    except SyntaxError as error:
+        return [Problem(syntax_words(error, source), where, "mend the Python source")]
+    except (ValueError, RecursionError, MemoryError) as error:
+        return [Problem(f"the source cannot be compiled: {error}", where, "mend the Python source")]
+
+
+def syntax_words(error: SyntaxError, source: str) -> str:
+    """What is wrong, where in the source, and the line seen there."""
+    if error.lineno is None:
+        return f"the source cannot be compiled: {error.msg}"
+    lines = re.split("\r\n|\r|\n", source)
+    line = "".join(lines[error.lineno - 1 : error.lineno]).strip()
+    return f"line {error.lineno}, column {error.offset}: {error.msg}: {line[:80]!r}"
+
+
+def grade_problems(source: str, tree: ast.Module, where: str) -> list[Problem]:
+    """What keeps `grade` from being called with (sample, item)."""
+    if not defines_grade(source):
+        what = "the source defines no function grade at its top level"
+        return [Problem(what, where, "define `def grade(sample, item)` that returns a number")]
+    problem = signature_problem(tree, where)
+    return [problem] if problem else []
+
+
+def defines_grade(source: str) -> bool:
+    """Whether the module binds the name `grade`, by whatever statement."""
+    table = symtable.symtable(source, NAME, "exec")
+    if "grade" not in table.get_identifiers():
+        return False
+    symbol = table.lookup("grade")
+    return symbol.is_assigned() or symbol.is_imported()
+
+
+def signature_problem(tree: ast.Module, where: str) -> Problem | None:
+    """A `def grade` that cannot be called as grade(sample, item)."""
+    definitions = [
+        statement
+        for statement in tree.body
+        if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef)
+        and statement.name == "grade"
+    ]
+    if not definitions:
+        return None
+    function = definitions[-1]
+    place = f"line {function.lineno}"
+    if isinstance(function, ast.AsyncFunctionDef):
+        what = f"{place}: grade is an async function"
+        return Problem(what, where, "define it without async")
+    arguments = function.args
+    num_positional = len(arguments.posonlyargs) + len(arguments.args)
+    num_required = num_positional - len(arguments.defaults)
+    required_keywords = any(default is None for default in arguments.kw_defaults)
+    takes_two = num_required <= 2 and (num_positional >= 2 or arguments.vararg is not None)
+    if takes_two and not required_keywords:
+        return None
+    what = f"{place}: grade({ast.unparse(arguments)}) cannot be called with (sample, item)"
+    return Problem(what, where, "define `def grade(sample, item)`")
+
+
+def import_problems(tree: ast.Module, where: str) -> list[Problem]:
+    """The imports that would fail here, in the order of the source; each package is told once."""
+    problems: dict[str, Problem] = {}
+    for statement in sorted(unguarded_imports(tree), key=lambda statement: statement.lineno):
+        place = f"line {statement.lineno}"
+        if isinstance(statement, ast.ImportFrom) and statement.level:
+            what = f"{place}: `{ast.unparse(statement)}`: the source is one file, without a package"
+            problems.setdefault(what, Problem(what, where, "name the package, or paste the code"))
+            continue
+        for package in imported_packages(statement):
+            if package not in problems and not is_installed(package):
+                what = f"{place}: the package {package} is not installed"
+                problems[package] = Problem(what, where, install_remedy(package))
+    return list(problems.values())
+
+
+def unguarded_imports(tree: ast.Module) -> Iterator[ast.Import | ast.ImportFrom]:
+    """The imports that stand in no `try` that catches their failure, and are not for type checkers."""
+    waiting: list[ast.AST] = [tree]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            yield node
+        elif isinstance(node, ast.Try | ast.TryStar) and catches_import_failures(node):
+            waiting += [*node.handlers, *node.orelse, *node.finalbody]
+        elif isinstance(node, ast.If) and "TYPE_CHECKING" in names_in(node.test):
+            waiting += node.orelse
+        else:
+            waiting += ast.iter_child_nodes(node)
+
+
+def catches_import_failures(statement: ast.Try | ast.TryStar) -> bool:
+    return any(
+        handler.type is None or names_in(handler.type) & IMPORT_FAILURES
+        for handler in statement.handlers
+    )
+
+
+def names_in(expression: ast.expr) -> set[str]:
+    """The names an expression uses, those after a dot too."""
+    nodes = list(ast.walk(expression))
+    names = {node.id for node in nodes if isinstance(node, ast.Name)}
+    return names | {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+
+
+def imported_packages(statement: ast.Import | ast.ImportFrom) -> list[str]:
+    if isinstance(statement, ast.ImportFrom):
+        return [str(statement.module).partition(".")[0]]
+    return [alias.name.partition(".")[0] for alias in statement.names]
+
+
+def is_installed(package: str) -> bool:
+    """Whether a grading process can import it."""
+    if package in sys.stdlib_module_names or package in PROVIDED:
+        return True
+    if PathFinder.find_spec(package, installed_folders()) is not None:
+        return True
+    finders = [finder for finder in sys.meta_path if "editable" in finder.__module__]
+    return any(finder.find_spec(package, None) is not None for finder in finders)
+
+
+def installed_folders() -> list[str]:
+    """The module path of a grading process: without the current folder, PYTHONPATH and user folders."""
+    own = [os.getcwd(), os.path.dirname(sys.argv[0]), site.getusersitepackages()]
+    own += os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    return [folder for folder in sys.path if folder and folder not in own]
+
+
+def install_remedy(package: str) -> str:
+    if package in PRODUCT_PACKAGES:
+        return f'pip install {PRODUCT_PACKAGES[package]}, or "rft[product-graders]" for all of them'
+    return f"pip install {OTHER_PACKAGES.get(package, package)}"
+
+
+def source_warnings(source: str) -> list[str]:
+    """The places at which a source runs text as code; none for a source that cannot be compiled."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tree = ast.parse(source, NAME)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return []
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and runs_text(node)]
+    return [
+        f"line {call.lineno}: {ast.unparse(call.func)}(…) runs text inside grade: code that the model "
+        "wrote can return any reward it likes there; run it with rft_sandbox.run_code"
+        for call in sorted(calls, key=lambda call: call.lineno)
+    ]
+
+
+def runs_text(call: ast.Call) -> bool:
+    """Whether it is exec(…) or eval(…) of anything but a literal."""
+    function = call.func
+    if isinstance(function, ast.Attribute) and isinstance(function.value, ast.Name):
+        name = function.attr if function.value.id in ("builtins", "__builtins__") else ""
+    else:
+        name = function.id if isinstance(function, ast.Name) else ""
+    is_literal = bool(call.args) and isinstance(call.args[0], ast.Constant)
+    return name in ("exec", "eval") and not is_literal

@@ -1,0 +1,86 @@
+"""A faulty document with something harmless at each fault, so that the rest of it can be checked."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rft.job.not_yet import GRADER, REINFORCEMENT
+from rft.job.places import Fault, KeyPath, dotted
+
+STAND_IN_GRADER: Mapping[str, Any] = {
+    "type": "string_check",
+    "input": "",
+    "reference": "",
+    "operation": "eq",
+}
+GRADER_STAND_INS: Mapping[str, Any] = {
+    "input": "",
+    "reference": "",
+    "operation": "eq",
+    "evaluation_metric": "rouge_1",
+    "source": "def grade(sample, item): return 0.0",
+    "calculate_output": "0",
+}
+"""By the key of a grader's field; none of them makes a fault of its own."""
+JOB_STAND_INS: Mapping[KeyPath, Any] = {
+    ("model",): "?",
+    ("training_file",): "?",
+    ("validation_file",): "?",
+    ("method",): {"type": "reinforcement"},
+    ("method", "type"): "reinforcement",
+    REINFORCEMENT: {},
+}
+
+
+def mended(
+    document: Mapping[str, Any], faults: Iterable[Fault], *, whole_graders: bool = False
+) -> tuple[dict[str, Any], list[KeyPath]]:
+    """The document without what is at fault, and the paths that no longer say what was written.
+
+    With `whole_graders` a faulty field takes its whole grader with it.
+    """
+    changed = dict(document)
+    paths = []
+    for fault in faults:
+        path = _replaced_path(fault.path, whole_graders)
+        if path:
+            changed = _with(changed, path, _stand_in(path))
+            paths.append(path)
+    return changed, paths
+
+
+def _replaced_path(path: KeyPath, whole_graders: bool) -> KeyPath:
+    """What goes with the value at a path: a whole list, and the grader whose kind is not known."""
+    keys = path[: next((at for at, key in enumerate(path) if isinstance(key, int)), len(path))]
+    if keys[: len(GRADER)] != GRADER:
+        return keys
+    inner = keys[len(GRADER) :]
+    depth = 2 if inner[:1] == ("graders",) and len(inner) > 1 else 0
+    if whole_graders or inner[depth : depth + 1] in (("type",), ("graders",)):
+        return (*GRADER, *inner[:depth])
+    return keys
+
+
+def _stand_in(path: KeyPath) -> Any:
+    """What may stand at a path; None where nothing needs to."""
+    if path in JOB_STAND_INS:
+        return JOB_STAND_INS[path]
+    inner = path[len(GRADER) :]
+    if path[: len(GRADER)] != GRADER:
+        return None
+    if not inner or (len(inner) == 2 and inner[0] == "graders"):
+        return {**STAND_IN_GRADER, "name": f"stand-in of {dotted(path)}"}
+    key = str(inner[-1])
+    return f"stand-in of {dotted(path)}" if key == "name" else GRADER_STAND_INS.get(key)
+
+
+def _with(section: Any, path: Sequence[str | int], value: Any) -> dict[Any, Any]:
+    """The mapping with a value at a path, or without that key where the value is None."""
+    changed: dict[Any, Any] = dict(section) if isinstance(section, dict) else {}
+    head, *rest = path
+    if rest:
+        changed[head] = _with(changed.get(head), rest, value)
+    elif value is None:
+        changed.pop(head, None)
+    else:
+        changed[head] = value
+    return changed
