@@ -109,6 +109,7 @@ class Endpoint(Document):
         client = HttpClient(
             parse_url(self.url, f"{self.name}.url"),
             requests_per_second=self.rate_limit,
+            total_seconds=settings.endpoint_timeout_seconds,
             private_hosts=settings.private_hosts,
         )
         return EndpointGrader(self, settings, client)

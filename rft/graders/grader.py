@@ -31,6 +31,8 @@ class GradingSettings:
     """Rewards become 1 or 0 by the grader's `pass_threshold`, where it has one."""
     similarity_model: str | None = None
     """Folder or hub id of the sentence-transformers model behind `cosine`."""
+    endpoint_timeout_seconds: float = 600
+    """Seconds one call of an endpoint grader may take, retries included."""
     private_hosts: tuple[str, ...] = ()
     """Hosts that endpoint graders may call although their address is not public."""
 

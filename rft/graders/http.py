@@ -26,7 +26,6 @@ from rft.graders.network import CheckedNetwork, UntrustedCertificate
 MAX_REPLY_BYTES = 1_000_000
 MAX_EXCERPT_BYTES = 4_000
 """Read of a reply whose status is an error."""
-TOTAL_SECONDS = 600.0
 CONNECT_SECONDS = 10.0
 IDLE_SECONDS = 30.0
 """An idle connection is not used again after this."""
@@ -98,7 +97,7 @@ class HttpClient:
         *,
         requests_per_second: float,
         private_hosts: tuple[str, ...] = (),
-        total_seconds: float = TOTAL_SECONDS,
+        total_seconds: float,
         backoff_seconds: float = BACKOFF_SECONDS,
     ):
         self._url = url

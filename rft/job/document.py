@@ -150,5 +150,6 @@ class Job(Section):
             on_exception=rules.on_exception,
             pass_threshold_shapes_reward=rules.pass_threshold_shapes_reward,
             similarity_model=rules.similarity_model,
+            endpoint_timeout_seconds=rules.endpoint.timeout_seconds,
             private_hosts=tuple(rules.endpoint.private_hosts),
         )

@@ -183,8 +183,10 @@ class PythonGraderRules(Section):
 
 
 class EndpointGraderRules(Section):
-    """Which addresses endpoint graders may call."""
+    """How endpoint graders call."""
 
+    timeout_seconds: Positive = 600.0
+    """Limit of one call, retries included."""
     private_hosts: Texts = ()
     """Hosts that may lie on this machine or in a private network, such as localhost; any other
     must have a public address."""
@@ -206,7 +208,7 @@ class GradingRules(Section):
     python: Annotated[PythonGraderRules, MAY_BE_EMPTY] = PythonGraderRules()
     """The box in which Python graders run."""
     endpoint: Annotated[EndpointGraderRules, MAY_BE_EMPTY] = EndpointGraderRules()
-    """Which addresses endpoint graders may call."""
+    """How endpoint graders call."""
 
 
 class TrackingSettings(Section):

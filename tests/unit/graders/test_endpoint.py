@@ -471,10 +471,16 @@ def test_the_time_of_retries_is_bounded() -> None:
     assert 1 <= len(server.requests) <= 2
 
 
-def test_the_limit_of_a_job_is_ten_minutes() -> None:
-    client = HttpClient(parse_url("http://example.com", ""), requests_per_second=50)
-    assert client._total_seconds == 600
-    client.close()
+def test_the_settings_limit_a_call() -> None:
+    assert GradingSettings().endpoint_timeout_seconds == 600
+    document = Endpoint(type="endpoint", url="http://127.0.0.1:9")
+    settings = GradingSettings(endpoint_timeout_seconds=0.4, private_hosts=("127.0.0.1",))
+    with serving(always(reply(b"", "500 Oops"))) as server:
+        document = document.model_copy(update={"url": server.url})
+        started = time.monotonic()
+        with document.open(settings) as grader:
+            failed(grader.grade(SAMPLE, {}), SERVER_ERROR)
+        assert time.monotonic() - started < 1.4
 
 
 def test_a_connection_is_used_again() -> None:

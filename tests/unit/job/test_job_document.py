@@ -93,7 +93,7 @@ DEFAULTS: dict[str, Any] = {
             "pass_threshold_shapes_reward": False,
             "similarity_model": None,
             "python": {"sandbox": "auto", "timeout_seconds": 120, "memory_mb": 2048},
-            "endpoint": {"private_hosts": []},
+            "endpoint": {"timeout_seconds": 600, "private_hosts": []},
         },
         "tracking": {"report_to": []},
         "budget": {"steps": None, "hours": None},
