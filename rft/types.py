@@ -84,7 +84,7 @@ class Grade:
     errors: Mapping[str, str] = field(default_factory=dict)
     """The product's error flags that are raised, each with its details."""
     latency: float = 0.0
-    """Seconds of wall-clock time spent grading."""
+    """Seconds of wall-clock time spent grading; 0 only where an earlier grade was used again."""
     usage: Mapping[str, int] = field(default_factory=dict)
     """Tokens spent by model graders: prompt_tokens, completion_tokens, cached_tokens."""
 

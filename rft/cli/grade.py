@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -49,15 +50,16 @@ def grade(
     Example:
       rft grade job.yaml --item item.json --sample "Paris"
     """
-    from rft.graders import open_grader
+    from rft.graders import open_grader, passes
     from rft.job import load_job
 
     job = load_job(job_file, overrides or ())
     row = read_item(item)
     with open_grader(job.grader, job.grading_settings) as grader:
         graded = grader.grade(sample_of(sample), row)
-    document = product_reply(graded)
-    return Reply(document, grade_lines(graded), as_json)
+    passed = passes(job.grader, graded, job.grading_settings)
+    document = product_reply(graded, passed)
+    return Reply(document, grade_lines(graded, passed), as_json)
 
 
 def read_item(path: Path | None) -> dict[str, Any]:
@@ -94,14 +96,22 @@ def read_item(path: Path | None) -> dict[str, Any]:
 
 
 def sample_of(text: str) -> Sample:
-    """A completion as graders see it."""
-    message = {"role": "assistant", "content": text}
-    choice = {"index": 0, "message": message, "finish_reason": "stop"}
-    return {"output_text": text, "output_tools": [], "choices": [choice]}
+    """A completion as graders see it; a text that is JSON has `output_json` too."""
+    from rft.graders.sample import text_sample
+
+    sample = text_sample(text)
+    try:
+        return {**sample, "output_json": json.loads(text, parse_constant=_no_json)}
+    except (ValueError, RecursionError):
+        return sample
 
 
-def product_reply(grade: Grade) -> dict[str, Any]:
-    """A grade in the shape of the product's grader run."""
+def _no_json(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def product_reply(grade: Grade, passed: Mapping[str, bool]) -> dict[str, Any]:
+    """A grade in the shape of the product's grader run, and which graders passed."""
     return {
         "reward": grade.reward,
         "metadata": {
@@ -110,6 +120,7 @@ def product_reply(grade: Grade) -> dict[str, Any]:
             "errors": _error_fields(grade),
             "execution_time": grade.latency,
             "scores": grade.sub_rewards,
+            "passed": dict(passed),
             "token_usage": dict(grade.usage) or None,
             "sampled_model_name": None,
         },
@@ -118,11 +129,12 @@ def product_reply(grade: Grade) -> dict[str, Any]:
     }
 
 
-def grade_lines(grade: Grade) -> list[str]:
+def grade_lines(grade: Grade, passed: Mapping[str, bool]) -> list[str]:
     """A grade for a person."""
     lines = [f"reward  {_reward(grade.reward)}"]
     lines += [f"  {key}  {_reward(reward)}" for key, reward in grade.sub_rewards.items()]
     lines += [f"  {flag}: {shorten(details, 2000)}" for flag, details in grade.errors.items()]
+    lines += [f"  {name} {'passed' if done else 'did not pass'}" for name, done in passed.items()]
     lines.append(f"graded by {grade.name} ({grade.type}) in {decimal(grade.latency)} s")
     return lines
 

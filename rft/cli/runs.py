@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from rft.cli.grading_errors import errors
 from rft.cli.output import Json, Reply, stdout_screen
 from rft.cli.summary import answer_lines, last_message, summary_lines
 from rft.cli.text import decimal, indented, shorten, signed, table
@@ -23,7 +24,6 @@ RunAtStep = Annotated[
 ]
 
 LATER = {
-    "errors": "the errors of a run's graders stand in `rft runs samples RUN` and results.csv",
     "pause": "press Ctrl-C in the terminal of the job, or send its process SIGTERM",
     "resume": "use: rft train JOB.yaml --resume --run-dir RUN",
     "cancel": "stop its process; the run stays where it is",
@@ -39,8 +39,8 @@ def commands() -> typer.Typer:
     app.command("checkpoints")(checkpoints)
     app.command("events")(events)
     app.command("samples")(samples)
-    app.command("compare")(compare)
     app.command("errors")(errors)
+    app.command("compare")(compare)
     app.command("pause")(pause)
     app.command("resume")(resume)
     app.command("cancel")(cancel)
@@ -139,10 +139,7 @@ def events(
         for event in open_run(name, RUNS_FOLDER).events()
         if level is None or event.get("level") == level
     ]
-    lines = [
-        f"{_time(event.get('created_at'))}  {event.get('level', ''):<5}  {event.get('message', '')}"
-        for event in found
-    ]
+    lines = [line for event in found for line in _event_lines(event)]
     return Reply(_page(found), lines or ["no events"], as_json)
 
 
@@ -205,11 +202,6 @@ def compare(
     if changes := answer_lines(comparison.most_changed(limit), width):
         lines += ["", *changes]
     return Reply({"before": before, "after": after, **asdict(comparison)}, lines, as_json)
-
-
-def errors(name: RunName, as_json: Json = False) -> Reply:
-    """Not built yet: the grading errors of a run."""
-    raise _not_yet("errors", name)
 
 
 def pause(name: RunName, as_json: Json = False) -> Reply:
@@ -289,6 +281,12 @@ def _page(documents: list[dict[str, Any]], has_more: bool = False) -> dict[str, 
     return {"object": "list", "data": documents, "has_more": has_more}
 
 
+def _event_lines(event: dict[str, Any]) -> list[str]:
+    first, *more = str(event.get("message", "")).split("\n")
+    head = f"{_time(event.get('created_at'))}  {event.get('level', ''):<5}  "
+    return [head + first, *(" " * len(head) + line for line in more)]
+
+
 def _comparison_lines(comparison: Comparison) -> list[str]:
     error = comparison.standard_error
     lines = [
@@ -319,8 +317,9 @@ def _sample_lines(entry: dict[str, Any], width: int) -> list[str]:
     lines.append(f"  prompt  {shorten(last_message(entry), width - 10)}")
     lines += indented(entry["output_text"] or "", "  │ ", width, 12)
     lines += [
-        f"  {flag}: {shorten(str(details), width)}"
-        for flag, details in (entry["errors"] or {}).items()
+        f"  {grader}: {kind}: {shorten(str(details), width)}"
+        for grader, raised in (entry["errors"] or {}).items()
+        for kind, details in raised.items()
     ]
     return lines
 

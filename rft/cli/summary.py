@@ -85,7 +85,7 @@ def _head(run: Run, status: RunStatus) -> list[str]:
     total = f"/{status.total_steps}" if status.total_steps else ""
     lines = [f"{run.folder.root}: {status}, step {status.step}{total}"]
     if status.message:
-        lines.append(f"  {status.message}")
+        lines.append(f"  {_reason(status)}")
     if status.error:
         lines.append(f"  error: {status.error.get('message', status.error)}")
     return lines
@@ -134,6 +134,8 @@ def _answer(word: str, reward: float, entry: Any, width: int) -> list[str]:
 def _next_commands(run: Run, status: RunStatus) -> list[str]:
     name = shown_name(run)
     commands = []
+    if "grades failed" in _reason(status):
+        commands.append(f"rft runs errors {name}")
     if status.status in ("paused", "failed"):
         commands.append(
             f"rft train {shlex.quote(str(run.folder.resolved_job))} --resume"
@@ -149,9 +151,14 @@ def _next_commands(run: Run, status: RunStatus) -> list[str]:
     return ["next", *(f"  {program()}{command.removeprefix('rft')}" for command in commands)]
 
 
+def _reason(status: RunStatus) -> str:
+    """Why the run stands where it does, without the cases that may follow."""
+    return (status.message or "").partition("\n")[0]
+
+
 def _larger_budget(status: RunStatus) -> str:
     """What takes away the budget that a run paused on."""
-    if "budget" not in (status.message or ""):
+    if "budget" not in _reason(status):
         return ""
     return " engine.budget.steps=null engine.budget.hours=null"
 

@@ -1,14 +1,17 @@
 """Prompts → groups: sample, grade each completion as it finishes, put the rollouts of a prompt together."""
 
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from rft.graders import Grader
+from rft.graders.cache import GradeCache, PendingGrade
+from rft.graders.sample import text_sample
 from rft.rollout.randomness import Purpose
 from rft.rollout.sampler import Sampler, SampleRequest, SamplingSettings
-from rft.types import Completion, Grade, Group, Prompt, Rollout, Sample
+from rft.types import Completion, Grade, Group, Item, Prompt, Rollout, Sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +34,16 @@ class RolloutPlan:
 
 
 class Collector:
-    """Samples and grades; grading runs in threads while others decode."""
+    """Samples and grades; grading runs in threads while others decode, each sample once."""
 
     def __init__(self, sampler: Sampler, grader: Grader, concurrency: int):
         self._sampler = sampler
         self._grader = grader
+        self._grades = GradeCache(grader)
         self._concurrency = concurrency
+        self._open_pool: ThreadPoolExecutor | None = None
+        self.seconds_waited: float = 0.0
+        """Spent so far on grades that came after the last completion: what sampling did not hide."""
 
     def collect(self, draws: Sequence[Draw], plan: RolloutPlan) -> list[Group]:
         """One group per draw, in the order of the draws; rollouts in the order of their samples."""
@@ -52,24 +59,51 @@ class Collector:
             for draw in draws
         ]
         completions: dict[tuple[int, int], Completion] = {}
-        grades: dict[tuple[int, int], Future[Grade]] = {}
-        with cancelling_pool(self._concurrency) as pool:
+        pending: dict[tuple[int, int], PendingGrade] = {}
+        with self._pool() as pool:
             for sampled in self._sampler.sample(requests, plan.sampling):
-                place = (sampled.request, sampled.sample)
+                place, completion = (sampled.request, sampled.sample), sampled.completion
+                sample = text_sample(completion.output_text, completion.finish_reason)
                 item = draws[sampled.request].prompt.example.item
-                completions[place] = sampled.completion
-                grades[place] = pool.submit(self._grader.grade, sample_of(sampled.completion), item)
+                completions[place] = completion
+                pending[place] = self._grades.submit(sample, item, pool)
+            grades = self._await(pending)
         return [
             Group(
                 draw.ordinal,
                 draw.prompt,
                 tuple(
-                    Rollout(completions[index, sample], grades[index, sample].result())
+                    Rollout(completions[index, sample], grades[index, sample])
                     for sample in range(plan.group_size)
                 ),
             )
             for index, draw in enumerate(draws)
         ]
+
+    @contextmanager
+    def grading_afresh(self, pairs: Sequence[tuple[Sample, Item]]) -> Iterator[list[Future[Grade]]]:
+        """Each pair's grade by a new call of the grader, made while the body of the `with` runs."""
+        with self._pool() as pool:
+            yield [pool.submit(self._grader.grade, sample, item) for sample, item in pairs]
+
+    @contextmanager
+    def _pool(self) -> Iterator[ThreadPoolExecutor]:
+        """As many threads as grades may be computed side by side, whoever asks for them."""
+        if self._open_pool is not None:
+            yield self._open_pool
+            return
+        with cancelling_pool(self._concurrency) as pool:
+            self._open_pool = pool
+            try:
+                yield pool
+            finally:
+                self._open_pool = None
+
+    def _await(self, pending: dict[tuple[int, int], PendingGrade]) -> dict[tuple[int, int], Grade]:
+        began = time.monotonic()
+        grades = {place: grade() for place, grade in pending.items()}
+        self.seconds_waited += time.monotonic() - began
+        return grades
 
 
 @contextmanager
@@ -82,10 +116,3 @@ def cancelling_pool(num_threads: int) -> Iterator[ThreadPoolExecutor]:
         pool.shutdown(wait=False, cancel_futures=True)
         raise
     pool.shutdown()
-
-
-def sample_of(completion: Completion) -> Sample:
-    """The completion as graders see it, in the product's shape."""
-    message = {"role": "assistant", "content": completion.output_text}
-    choice = {"index": 0, "message": message, "finish_reason": completion.finish_reason}
-    return {"output_text": completion.output_text, "output_tools": [], "choices": [choice]}

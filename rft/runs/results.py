@@ -24,6 +24,11 @@ JOB_COLUMNS = (
 ANY_GRADER_ERRORS = ("sample_parse_error", "invalid_variable_error", "other_error")
 EXTRA_ERRORS: Mapping[str, tuple[str, ...]] = {
     "python": ("python_grader_server_error", "python_grader_runtime_error"),
+    "endpoint": (
+        "endpoint_grader_server_error",
+        "endpoint_grader_internal_error",
+        "endpoint_grader_safety_check_error",
+    ),
     "score_model": ("model_grader_server_error",),
     "label_model": ("model_grader_server_error",),
 }
@@ -32,6 +37,11 @@ EXTRA_ERRORS: Mapping[str, tuple[str, ...]] = {
 def error_kinds(grader_type: str) -> tuple[str, ...]:
     """The error flags that are counted for a grader of that type."""
     return ANY_GRADER_ERRORS + EXTRA_ERRORS.get(grader_type, ())
+
+
+def counted_as(flag: str, grader_type: str) -> str:
+    """The kind under which a flag of such a grader is counted: `other_error` where it has no own."""
+    return flag if flag in error_kinds(grader_type) else "other_error"
 
 
 def results_columns(grader_parts: Sequence[tuple[str, str]]) -> tuple[str, ...]:

@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,10 @@ from rft.errors import RunError
 from rft.runs.documents import finite, json_bytes, sync_folder
 
 JSON_COLUMNS = frozenset({"messages", "sub_rewards", "errors", "item"})
-"""Columns whose values are kept as JSON text."""
+"""Columns whose values are kept as JSON text. `errors` holds details by flag by the part of a multi
+grader that raised it, or by the name of the job's grader where that did: {"code": {"other_error": …}}."""
+
+WITH_ERRORS = [("errors", "!=", "{}")]
 
 _COMPLETION = [
     ("row", pa.int64()),
@@ -59,12 +63,36 @@ def write_table(path: Path, schema: pa.Schema, rows: Sequence[Mapping[str, Any]]
     sync_folder(path.parent)
 
 
+def count_rows(path: Path) -> int:
+    """How many rows a file has. Raises RunError when it is damaged."""
+    with _readable(path):
+        return int(parquet.read_metadata(path).num_rows)
+
+
 def read_table(path: Path) -> list[dict[str, Any]]:
     """The rows of a file, JSON columns decoded. Raises RunError when it is damaged."""
+    with _readable(path):
+        return _decoded(parquet.read_table(path))
+
+
+def read_failing(path: Path) -> list[dict[str, Any]]:
+    """The rows over which a grader raised an error. Raises RunError when the file is damaged."""
+    with _readable(path):
+        return _decoded(parquet.read_table(path, filters=WITH_ERRORS))
+
+
+def _decoded(table: pa.Table) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = table.to_pylist()
+    for row in rows:
+        row.update({key: json.loads(row[key]) for key in JSON_COLUMNS if row.get(key)})
+    return rows
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turns a failure to read a file into a RunError."""
     try:
-        rows: list[dict[str, Any]] = parquet.read_table(path).to_pylist()
-        for row in rows:
-            row.update({key: json.loads(row[key]) for key in JSON_COLUMNS if row.get(key)})
+        yield
     except (OSError, ValueError, pa.ArrowException) as error:
         reason = str(error).splitlines()[0]
         raise RunError(
@@ -72,7 +100,6 @@ def read_table(path: Path) -> list[dict[str, Any]]:
             where=str(path),
             remedy="it was changed or copied in part; take another step",
         ) from error
-    return rows
 
 
 def _stored(name: str, value: Any) -> Any:

@@ -18,7 +18,11 @@ class Clock:
         try:
             yield
         finally:
-            self._spent[what] = self._spent.get(what, 0.0) + time.monotonic() - begin
+            self.add(what, time.monotonic() - begin)
+
+    def add(self, what: str, seconds: float) -> None:
+        """Count seconds that were measured elsewhere."""
+        self._spent[what] = self._spent.get(what, 0.0) + seconds
 
     def seconds(self) -> dict[str, float]:
         """Seconds spent so far by name, `full_iteration` being all since the clock was made."""

@@ -1,14 +1,19 @@
 """What ends or pauses a job before its last step, each as a sentence or None."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 from rft.job import ResolvedJob
+from rft.runs.failures import cause_of, last_lines
 from rft.training.evaluation import Evaluation
-from rft.training.metrics import all_errors, grading_failures
-from rft.types import Group
+from rft.training.metrics import errors_by_part, grading_failures
+from rft.types import Grade, Group
 
 NUM_OFFENDERS = 3
 """Failing grades that are quoted when a job pauses on them."""
+
+NUM_QUOTED_LINES = 3
+"""Lines of a traceback that are quoted: the place in the code, the code, the exception."""
 
 
 def budget_spent(job: ResolvedJob, step: int, hours: float) -> str | None:
@@ -21,22 +26,62 @@ def budget_spent(job: ResolvedJob, step: int, hours: float) -> str | None:
     return None
 
 
-def grading_failure(job: ResolvedJob, groups: Sequence[Group]) -> str | None:
-    """Whether more grades failed than `error_pause_rate` allows, with three offenders."""
+def grading_failure(job: ResolvedJob, groups: Sequence[Group], split: str) -> list[str]:
+    """When more grades failed than `error_pause_rate` allows: how many, and three offenders.
+
+    `split`: of which rows they are, training or validation.
+    """
     failures = grading_failures(groups)
-    rate = len(failures) / sum(len(group.rollouts) for group in groups)
+    num_grades = sum(len(group.rollouts) for group in groups)
     limit = job.engine.grading.error_pause_rate
-    if rate <= limit:
-        return None
-    offenders = [
-        f"row {group.prompt.example.row}, {rollout.completion.output_text[:80]!r}: "
-        + "; ".join(f"{k}: {v.strip()[-200:]}" for k, v in all_errors(rollout.grade).items())
-        for group, rollout in failures[:NUM_OFFENDERS]
-    ]
-    return (
-        f"{rate:.0%} of the grades failed (engine.grading.error_pause_rate is {limit:g}). "
-        "For example: " + " | ".join(offenders)
+    if not failures or len(failures) / num_grades <= limit:
+        return []
+    grades = [group.rollouts[sample].grade for group, sample in failures]
+    counts = Counter(
+        f"{kind} in {part}"
+        for grade in grades
+        for part, errors in errors_by_part(grade).items()
+        for kind in errors
     )
+    return [
+        f"{len(failures)} of {num_grades} {split} grades failed, more than "
+        f"engine.grading.error_pause_rate = {limit:g} allows: "
+        + ", ".join(f"{count} with {kind}" for kind, count in counts.most_common()),
+        *(f"{split} {offence(group, sample)}" for group, sample in offenders(failures)),
+    ]
+
+
+def offenders(failures: Sequence[tuple[Group, int]]) -> list[tuple[Group, int]]:
+    """Three of the failures, with different causes as far as there are."""
+    seen: set[frozenset[tuple[str, str, str]]] = set()
+    firsts: list[tuple[Group, int]] = []
+    others: list[tuple[Group, int]] = []
+    for group, sample in failures:
+        causes = causes_of(group.rollouts[sample].grade)
+        (others if causes in seen else firsts).append((group, sample))
+        seen.add(causes)
+    return [*firsts, *others][:NUM_OFFENDERS]
+
+
+def causes_of(grade: Grade) -> frozenset[tuple[str, str, str]]:
+    return frozenset(
+        (part, kind, cause_of(details))
+        for part, errors in errors_by_part(grade).items()
+        for kind, details in errors.items()
+    )
+
+
+def offence(group: Group, sample: int) -> str:
+    """A failing completion: where it stands, what it says, and what went wrong with its grade."""
+    rollout = group.rollouts[sample]
+    lines = [
+        f"row {group.prompt.example.row} sample {sample}: {rollout.completion.output_text[:80]!r}"
+    ]
+    for part, errors in errors_by_part(rollout.grade).items():
+        for kind, details in errors.items():
+            quoted = last_lines(details, NUM_QUOTED_LINES).splitlines()
+            lines += [f"  {part}: {kind}", *(f"    {line[:200]}" for line in quoted)]
+    return "\n".join(lines)
 
 
 def early_end(

@@ -1,11 +1,13 @@
 """A step's record and an evaluation → metrics: flat for `metrics.jsonl`, the product's tree for events,
 and a line of `results.csv`. The formulas stand in ARCHITECTURE.md."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from statistics import pstdev
 from typing import Any
 
-from rft.runs.results import error_kinds
+from rft.graders.multi import own_errors
+from rft.runs.results import counted_as, error_kinds
 from rft.training.evaluation import Evaluation, mean, sub_reward_means
 from rft.training.trainer import StepRecord
 from rft.types import Completion, Grade, Group, Rollout
@@ -31,13 +33,15 @@ def step_metrics(record: StepRecord) -> dict[str, Any]:
         "mean_unresponsive_rewards": 1 - len(rewards) / len(rollouts),
         **_error_metrics("train", rollouts),
         "rollout/groups": len(groups),
-        "rollout/zero_signal_groups": sum(_is_dull(group) for group in groups),
+        "rollout/zero_signal_groups": sum(is_dull(group) for group in groups),
         "rollout/skipped_groups": sum(len(group.graded) < 2 for group in groups),
         "rollout/resampled_groups": len(record.replaced),
         "rollout/truncated_fraction": mean([float(c.is_truncated) for c in completions]),
-        "rollout/distinct_fraction": mean([_distinct_fraction(group) for group in groups]),
+        "rollout/distinct_fraction": mean([distinct_fraction(group) for group in groups]),
         **_update_metrics(record),
         **{f"timing/{name}": seconds for name, seconds in record.seconds.items()},
+        "timing/grading": sum(rollout.grade.latency for rollout in rollouts),
+        "timing/grader_calls": sum(rollout.grade.latency > 0 for rollout in rollouts),
         "timing/sampling_tokens_per_second": num_tokens / max(sampling_seconds, 1e-9),
     }
 
@@ -141,12 +145,13 @@ def evaluation_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
     return [_row(group, i) for group in evaluation.groups for i in range(len(group.rollouts))]
 
 
-def grading_failures(groups: Sequence[Group]) -> list[tuple[Group, Rollout]]:
-    """Rollouts whose grading failed: ungraded, or with an error other than an unparsable sample."""
+def grading_failures(groups: Sequence[Group]) -> list[tuple[Group, int]]:
+    """Group and sample of each rollout whose grading failed: ungraded, or with an error other than
+    an unparsable sample."""
     return [
-        (group, rollout)
+        (group, sample)
         for group in groups
-        for rollout in group.rollouts
+        for sample, rollout in enumerate(group.rollouts)
         if rollout.grade.reward is None or set(all_errors(rollout.grade)) - {"sample_parse_error"}
     ]
 
@@ -157,6 +162,16 @@ def all_errors(grade: Grade) -> dict[str, str]:
     for part in grade.sub_grades.values():
         errors |= all_errors(part)
     return errors
+
+
+def errors_by_part(grade: Grade) -> dict[str, dict[str, str]]:
+    """Flags and details by who raised them: a part under its key, the grader itself under its name."""
+    # a key is a plain word, so that no name with its type is one
+    is_key = grade.name in grade.sub_grades
+    own_name = f"{grade.name} ({grade.type})" if is_key else grade.name
+    parts = {key: dict(part.errors) for key, part in grade.sub_grades.items()}
+    found = {own_name: own_errors(grade), **parts}
+    return {name: errors for name, errors in found.items() if errors}
 
 
 def _update_metrics(record: StepRecord) -> dict[str, Any]:
@@ -179,12 +194,25 @@ def _update_metrics(record: StepRecord) -> dict[str, Any]:
     }
 
 
-def _error_metrics(split: str, rollouts: Sequence[Rollout]) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for rollout in rollouts:
-        for kind in all_errors(rollout.grade):
-            counts[kind] = counts.get(kind, 0) + 1
-    return {f"errors/{split}_{kind}_count": count for kind, count in sorted(counts.items())}
+def _error_metrics(split: str, rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """Counts and rates of each kind, then of each kind in each part of a multi; none that are 0."""
+    grades = [rollout.grade for rollout in rollouts]
+    kinds = Counter(kind for grade in grades for kind in all_errors(grade))
+    kinds_of_parts = Counter(
+        (part, kind)
+        for grade in grades
+        if grade.sub_grades
+        for part, errors in errors_by_part(grade).items()
+        for kind in errors
+    )
+    metrics: dict[str, float] = {}
+    for kind, count in sorted(kinds.items()):
+        metrics[f"errors/{split}_{kind}_count"] = count
+        metrics[f"errors/{split}_{kind}_mean"] = count / len(rollouts)
+    for (part, kind), count in sorted(kinds_of_parts.items()):
+        metrics[f"errors/{part}/{split}_{kind}_count"] = count
+        metrics[f"errors/{part}/{split}_{kind}_mean"] = count / len(rollouts)
+    return metrics
 
 
 def _score_entry(
@@ -201,10 +229,13 @@ def _score_entry(
 def _error_entry(
     index: int, part: Part, train: Sequence[Rollout], valid: Sequence[Rollout]
 ) -> dict[str, Any]:
+    """What the grader raised itself; a multi grader's entry leaves its parts' errors to theirs."""
     entry = _entry(part)
-    for kind in error_kinds(part[1]):
-        for split, rollouts in (("train", train), ("valid", valid)):
-            count = sum(kind in _part(rollout.grade, index).errors for rollout in rollouts)
+    for split, rollouts in (("train", train), ("valid", valid)):
+        raised = [own_errors(_part(rollout.grade, index)) for rollout in rollouts]
+        kinds = [{counted_as(flag, part[1]) for flag in flags} for flags in raised]
+        for kind in error_kinds(part[1]):
+            count = sum(kind in found for found in kinds)
             entry[f"{split}_{kind}_mean"] = count / len(rollouts) if rollouts else None
             entry[f"{split}_{kind}_count"] = count if rollouts else None
     return entry
@@ -213,8 +244,12 @@ def _error_entry(
 def _latency_entry(
     index: int, part: Part, train: Sequence[Rollout], valid: Sequence[Rollout]
 ) -> dict[str, Any]:
+    """Seconds per call that was really made; a grade used again counts for none."""
+
     def latency(rollouts: Sequence[Rollout]) -> float | None:
-        return mean([_part(r.grade, index).latency for r in rollouts]) if rollouts else None
+        seconds = [_part(rollout.grade, index).latency for rollout in rollouts]
+        calls = [value for value in seconds if value > 0]
+        return mean(calls) if calls else None
 
     return _entry(part) | {
         "train_execution_latency_mean": latency(train),
@@ -255,7 +290,7 @@ def _row(group: Group, sample: int) -> dict[str, Any]:
         "num_tokens": len(completion.token_ids),
         "reward": grade.reward,
         "sub_rewards": grade.sub_rewards,
-        "errors": all_errors(grade),
+        "errors": errors_by_part(grade),
         "item": dict(example.item),
     }
 
@@ -268,11 +303,13 @@ def _rewards(rollouts: Sequence[Rollout]) -> list[float]:
     return [r.grade.reward for r in rollouts if r.grade.reward is not None]
 
 
-def _is_dull(group: Group) -> bool:
+def is_dull(group: Group) -> bool:
+    """At least two graded rollouts, all with exactly the same reward."""
     return len(group.graded) >= 2 and not group.has_signal
 
 
-def _distinct_fraction(group: Group) -> float:
+def distinct_fraction(group: Group) -> float:
+    """Different completions / completions."""
     return len({rollout.completion.token_ids for rollout in group.rollouts}) / len(group.rollouts)
 
 

@@ -52,8 +52,14 @@ class Recorder:
         self.writer.event(level, message)  # type: ignore[arg-type]
         self._report.event(level, message)
 
-    def step(self, record: StepRecord | None, evaluation: Evaluation | None) -> dict[str, Any]:
-        """Write all that a step and the evaluation after it have to say; gives the flat metrics."""
+    def step(
+        self,
+        record: StepRecord | None,
+        evaluation: Evaluation | None,
+        measured: Mapping[str, Any],
+    ) -> dict[str, Any]:
+        """Write all that a step and the evaluation after it have to say, with what the watch measured;
+        gives the flat metrics."""
         step = record.step if record else 0
         flat: dict[str, Any] = {"step": step, "total_steps": self._total_steps}
         if record:
@@ -65,6 +71,7 @@ class Recorder:
             flat["timing/full_iteration"] = seconds
             kept = [entry.step for entry in self.checkpoints.ranking()]
             self.writer.evaluation(step, evaluation_rows(evaluation), keep=kept)
+        flat |= measured
         tree = metric_tree(flat, self._parts, record, evaluation)
         self.writer.metrics(flat)
         self.writer.results(results_row(flat, tree))

@@ -1,5 +1,6 @@
 """A whole job: from the document to the summary, with its run folder kept true on the way."""
 
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -8,8 +9,8 @@ from typing import Any
 
 import torch
 
-from rft.data import data_warnings
-from rft.errors import JobError, JobFailedError, PausedError, RftError
+from rft.data import job_warnings
+from rft.errors import JobError, JobFailedError, PausedError, Problem, RftError
 from rft.graders import grader_parts
 from rft.job import Job, ResolvedJob, dump_job
 from rft.policy import Policy
@@ -88,7 +89,7 @@ def train(
         )
         assert choice is not None
         session = Session.open(workshop, policy, sampler, ranks, report, choice, job_text, stack)
-        for warning in data_warnings(rows.train, rows.valid):
+        for warning in job_warnings(job, rows.train, rows.valid):
             session.say("warn", warning)
         return session.run()
 
@@ -163,6 +164,7 @@ class Session:
                     backend=ranks.backend,
                     device=str(policy.device),
                     num_threads=torch.get_num_threads(),
+                    sandbox=job.engine.grading.python.sandbox,
                     **sampler.facts,
                 ),
             )
@@ -170,7 +172,7 @@ class Session:
             stack.callback(recorder.close)
         session = cls(
             workshop, ranks, folder, policy, trainer, updater, collector,
-            Watch(sampler.is_exact and not policy.has_dropout), recorder, report,
+            Watch(sampler.is_exact and not policy.has_dropout, job.grader), recorder, report,
         )  # fmt: skip
         session._begin(choice, workshop)
         sampler.refresh()
@@ -181,8 +183,7 @@ class Session:
         try:
             with stop_requests(is_told=self._recorder is not None) as stop_requested:
                 message = self._loop(stop_requested)
-        except PausedError as pause:
-            self._end("paused", str(pause))
+        except PausedError:
             raise
         except KeyboardInterrupt:
             self._end("paused", "interrupted; the step in progress is lost")
@@ -266,7 +267,7 @@ class Session:
             is_due = step % self.job.hyperparameters.eval_interval == 0 or step == self._total_steps
             evaluation = self._evaluate(step) if is_due else None
             self._advance(record, evaluation)
-            self._pause_on_grading_failures(step, (*record.groups, *record.replaced))
+            self._pause_on_grading_failures(step, (*record.groups, *record.replaced), evaluation)
             reason = early_end(self.job, evaluation, self._progress.evaluations_since_best)
             if reason:
                 self._save_state()
@@ -279,9 +280,10 @@ class Session:
             return
         evaluation = self._evaluate(0)
         if self._recorder:
-            self._recorder.step(None, evaluation)
-        self._warn(self._watch.evaluation(evaluation))
-        self._pause_on_grading_failures(0, evaluation.groups)
+            measured = self._watch.measure(None, evaluation)
+            flat = self._recorder.step(None, evaluation, measured)
+            self._warn(self._watch.evaluation(evaluation, flat))
+        self._pause_on_grading_failures(0, (), evaluation)
         reward = evaluation.reward_mean
         self._progress = Progress(0, 0, self._data_digest, reward, reward, None, 0, {})
 
@@ -298,11 +300,12 @@ class Session:
             since_best = 0 if is_new_best else since_best + 1
         flat: dict[str, Any] = {}
         if self._recorder:
-            flat = self._recorder.step(record, evaluation)
+            measured = self._watch.measure(record, evaluation)
+            flat = self._recorder.step(record, evaluation, measured)
             self._warn(self._watch.step(record, flat))
-        if evaluation:
-            self._warn(self._watch.evaluation(evaluation))
-            if self._recorder and self._recorder.checkpoints.save(self._policy, evaluation, flat):
+        if evaluation and self._recorder:
+            self._warn(self._watch.evaluation(evaluation, flat))
+            if self._recorder.checkpoints.save(self._policy, evaluation, flat):
                 self.say("info", f"Checkpoint created at step {record.step}")
                 self._recorder.writer.status("running", best=self._best())
         self._progress = Progress(
@@ -349,22 +352,32 @@ class Session:
         if reasons:
             self._pause(self._progress.step, reasons[0], "resume it")
 
-    def _pause_on_grading_failures(self, step: int, groups: Sequence[Group]) -> None:
-        if reason := grading_failure(self.job, groups):
-            remedy = "resume once the grader has what it needs; a changed grader takes a new run"
-            self._pause(step, reason, remedy)
+    def _pause_on_grading_failures(
+        self, step: int, groups: Sequence[Group], evaluation: Evaluation | None
+    ) -> None:
+        failures = grading_failure(self.job, groups, "training")
+        failures += grading_failure(self.job, evaluation.groups, "validation") if evaluation else []
+        if failures:
+            look = f"look at `rft runs errors {shlex.quote(str(self.folder.root))}`"
+            changed = "; a changed grader takes a new run" if step > 0 else ""
+            remedy = f"{look}, and resume once the grader has what it needs{changed}"
+            self._pause(step, failures[0], remedy, failures[1:], level="warn")
 
-    def _pause(self, step: int, reason: str, remedy: str) -> None:
+    def _pause(
+        self, step: int, reason: str, remedy: str, more: Sequence[str] = (), level: str = "info"
+    ) -> None:
         if self._progress.step > 0:
             self._save_state()
-        what = f"paused after step {step}: {reason}"
-        raise PausedError(what, where=str(self.folder.root), remedy=remedy)
+        first = Problem(f"paused after step {step}: {reason}", str(self.folder.root), remedy)
+        pause = PausedError([first, *map(Problem, more)])
+        self._end("paused", str(pause), level)
+        raise pause
 
     def _warn(self, warnings: list[str]) -> None:
         for warning in warnings:
             self.say("warn", warning)
 
-    def _end(self, status: str, message: str) -> Outcome:
+    def _end(self, status: str, message: str, level: str = "info") -> Outcome:
         if not self._recorder:
             progress = self._progress
             return Outcome(
@@ -377,7 +390,7 @@ class Session:
             self.say(
                 "info", f"New fine-tuned model created: {self.folder.root.name}@{best['step']}"
             )
-        self.say("error" if error else "info", message)
+        self.say("error" if error else level, message)
         self._recorder.writer.status(status, message=message, error=error)  # type: ignore[arg-type]
         outcome = outcome_of(self.folder.root, status, message)
         self._report.finished(outcome)

@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from rft.data import load_examples, row_place
-from rft.errors import DataError, GraderError, JobError, ModelError, UserError
-from rft.graders import best_tier, open_grader, template_problems
+from rft.data import load_all_rows
+from rft.errors import GraderError, JobError, ModelError
+from rft.graders import best_tier, open_grader
+from rft.graders.sample import text_sample
 from rft.job import Job, JobFacts, ResolvedJob, resolve_job
 from rft.models import (
     ModelSource,
@@ -32,9 +33,6 @@ from rft.rollout.selftest import check_sampler
 from rft.rollout.transcribe import Transcriber
 from rft.runs.environment import available_cores
 from rft.types import Example, Prompt
-
-MIN_TRAINING_ROWS = 10
-MIN_VALIDATION_ROWS = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,25 +58,7 @@ class Workshop:
 
 def read_rows(job: Job) -> Rows:
     """Read both files and check the grader's templates against every row; all faults at once."""
-    faults: list[UserError] = []
-    examples: list[tuple[Example, ...]] = []
-    for source, field, minimum in (
-        (job.training_file, "training_file", MIN_TRAINING_ROWS),
-        (job.validation_file, "validation_file", MIN_VALIDATION_ROWS),
-    ):
-        try:
-            rows = tuple(load_examples(source, job.engine.data, field=field, minimum=minimum))
-        except UserError as error:
-            faults.append(error)
-            continue
-        examples.append(rows)
-        items = [(row_place(source, row), row.item) for row in rows]
-        problems = template_problems(job.grader, items, where=field)
-        if problems:
-            faults.append(DataError(problems))
-    if faults:
-        raise type(faults[0])([problem for fault in faults for problem in fault.problems])
-    return Rows(*examples)
+    return Rows(*load_all_rows(job))
 
 
 def try_grader(job: Job, rows: Rows) -> None:
@@ -86,19 +66,8 @@ def try_grader(job: Job, rows: Rows) -> None:
 
     Raises GraderError when it gives no grade at all.
     """
-    sample = {
-        "output_text": "",
-        "output_tools": [],
-        "choices": [
-            {
-                "index": 0,
-                "message": {"role": "assistant", "content": ""},
-                "finish_reason": "stop",
-            }
-        ],
-    }
     with open_grader(job.grader, job.grading_settings) as grader:
-        grade = grader.grade(sample, rows.train[0].item)
+        grade = grader.grade(text_sample(""), rows.train[0].item)
     if grade.reward is None:
         details = "; ".join(f"{kind}: {text.strip()}" for kind, text in grade.errors.items())
         raise GraderError(

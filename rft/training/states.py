@@ -34,8 +34,8 @@ class Progress:
     """The highest `valid_reward_mean` that could rank, after step 0."""
     evaluations_since_best: int
     """For `patience`."""
-    watch: Mapping[str, int]
-    """Counters of the warnings."""
+    watch: Mapping[str, float]
+    """What the warnings remember."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,9 +57,10 @@ class Trainer:
 
     def step(self, step: int) -> StepRecord:
         """One rollout batch and the updates it feeds; `step` counts from 1."""
-        clock = Clock()
+        clock, waited = Clock(), self._collector.seconds_waited
         with clock.measure("sampling"):
             groups, replaced = self.rollouts(step)
+        clock.add("grading_wait", self._collector.seconds_waited - waited)
         values = advantages(groups, self._job.engine.training.advantage_scaling)
         with clock.measure("training"):
             updates = self.train(step, groups, values)

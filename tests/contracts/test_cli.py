@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -23,6 +24,8 @@ from rft.runs.documents import json_bytes
 from rft.runs.folders import write_folder
 from rft.runs.reader import open_run
 from rft.runs.writer import RunWriter
+from tests.jobs import write_job
+from tests.tiny import save_tiny_model
 
 JOB = """\
 model: smollm2-135m-instruct
@@ -64,7 +67,7 @@ COMMANDS = [
     ["runs", "--help"],
     *(
         ["runs", name, "--help"]
-        for name in ("list", "show", "checkpoints", "events", "samples", "compare")
+        for name in ("list", "show", "checkpoints", "events", "samples", "errors", "compare")
     ),
 ]
 
@@ -159,6 +162,7 @@ sys.exit(code)
         ["runs", "list"],
         ["runs", "show", "a-1"],
         ["runs", "compare", "a-1@0", "a-1"],
+        ["runs", "errors", "a-1"],
         ["grade", "job.yaml", "--item", "item.json", "--sample", "Paris"],
     ],
     ids=" ".join,
@@ -207,7 +211,7 @@ def test_a_mistake_is_one_line_and_exit_2(
     assert len(document["error"]["problems"]) == 1
 
 
-@pytest.mark.parametrize("command", ["errors", "pause", "resume", "cancel"])
+@pytest.mark.parametrize("command", ["pause", "resume", "cancel"])
 def test_what_is_not_built_says_so(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["runs", command, "a-1", "--json"]) == 2
     captured = capsys.readouterr()
@@ -299,6 +303,53 @@ def test_a_failing_grade_is_an_answer_not_a_failure(
     errors = json.loads(capsys.readouterr().out)["metadata"]["errors"]
     assert errors["python_grader_runtime_error"] is True
     assert "it went boom" in errors["python_grader_runtime_error_details"]
+
+
+@pytest.fixture(scope="module")
+def tiny_job(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny")
+    return write_job(folder, save_tiny_model(folder / "model"))
+
+
+def test_a_baseline_is_one_document(tiny_job: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["validate", str(tiny_job), "--samples", "2", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["is_valid"], document["num_training_rows"]) == (True, 32)
+    found = document["samples"]
+    assert set(found) == {
+        *("num_prompts", "samples_per_prompt", "temperature", "seconds", "reward", "parts"),
+        *("groups", "pass_threshold", "pass_at", "ungraded_fraction", "errors", "completions"),
+        *("reward_length_correlation", "canaries", "grading", "verdict", "findings"),
+    }
+    assert set(found["canaries"]) == {"empty", "punctuation", "echo", "reference"}
+    assert found["verdict"] in ("ready", "learnable with changes", "not learnable")
+    assert all(set(finding) == {"weight", "about", "text"} for finding in found["findings"])
+
+
+def test_a_baseline_is_readable(tiny_job: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["validate", str(tiny_job), "--samples", "2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    start = lines.index("") + 1
+    assert lines[0] == "is valid               yes"
+    assert re.fullmatch(
+        r"the untrained model on 24 training prompts, 2 completions each at temperature 1: "
+        r"48 completions in [\d.]+ s",
+        lines[start],
+    )
+    assert re.fullmatch(r"reward( +0\.\d{3}){5}", lines[start + 3])
+    names = ["groups", "a step", "passing", "completions", "length", "grading", "errors"]
+    assert [line[:11].rstrip() for line in lines[start + 5 : start + 12]] == names
+    assert "the reference answer          –            –" in lines
+    (verdict,) = [number for number, line in enumerate(lines) if line.startswith("verdict: ")]
+    assert lines[verdict] == "verdict: learnable with changes"
+    assert lines[verdict + 1].startswith("  ! ")
+    assert all(line[:4] in ("  ! ", "  · ", "    ") for line in lines[verdict + 1 :])
+    assert all(len(line) <= 100 for line in lines[verdict:])
+
+
+def test_one_sample_is_no_baseline(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["validate", "job.yaml", "--samples", "1"]) == 2
+    assert "--samples" in capsys.readouterr().err
 
 
 def test_the_schema_is_a_document(capsys: pytest.CaptureFixture[str]) -> None:

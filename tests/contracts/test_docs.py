@@ -13,10 +13,11 @@ import typer
 from rft.cli.main import application
 from rft.data import load_examples
 from rft.graders import LATER_TYPES, open_grader, template_problems
+from rft.graders.sample import text_sample
 from rft.job import Job, parse_job
 from rft.job.not_yet import UNBUILT_VALUES
 from rft.runs.results import results_columns
-from rft.types import Item, Sample
+from rft.types import Item
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "rft"
@@ -149,19 +150,13 @@ def example(tmp_path: Path) -> tuple[Job, list[Item]]:
     return job, [example.item for example in examples]
 
 
-def sample_of(text: str) -> Sample:
-    message = {"role": "assistant", "content": text}
-    choice = {"index": 0, "message": message, "finish_reason": "stop"}
-    return {"output_text": text, "output_tools": [], "choices": [choice]}
-
-
 def test_the_example_is_a_job_and_earns_what_is_told(tmp_path: Path) -> None:
     job, items = example(tmp_path)
     assert template_problems(job.grader, [(str(n), item) for n, item in enumerate(items)]) == []
     told = {"Total: 15": 1.0, "It is 15.": 0.8, "Total: 14": 0.0}
     assert all(f"`{text}`" in section(README, "A job").replace("\n", " ") for text in told)
     with open_grader(job.grader) as grader:
-        grades = {text: grader.grade(sample_of(text), items[0]) for text in told}
+        grades = {text: grader.grade(text_sample(text), items[0]) for text in told}
     assert {text: grade.errors for text, grade in grades.items()} == {text: {} for text in told}
     assert {text: grade.reward for text, grade in grades.items()} == told
 
@@ -204,10 +199,11 @@ def metric_keys() -> set[str]:
     """All keys of metrics.jsonl, of the tree and of the tables, from the source."""
     training = PACKAGE / "training"
     keys = set(literal_keys((training / "metrics.py").read_text(encoding="utf-8")))
+    keys |= set(literal_keys((training / "watch_metrics.py").read_text(encoding="utf-8")))
     recorder = (training / "record.py").read_text(encoding="utf-8")
     keys |= {"step", "total_steps"} & set(literal_keys(recorder))
     trainer = (training / "trainer.py").read_text(encoding="utf-8")
-    keys |= {f"timing/{part}" for part in re.findall(r'measure\("(\w+)"\)', trainer)}
+    keys |= {f"timing/{part}" for part in re.findall(r'(?:measure|add)\("(\w+)"', trainer)}
     clock = (training / "clock.py").read_text(encoding="utf-8")
     keys |= {f"timing/{part}" for part in literal_keys(clock)}
     assert len(keys) > 60

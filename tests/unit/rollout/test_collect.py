@@ -1,13 +1,22 @@
-"""Prompts become groups in their own order, however completions and grades come in."""
+"""Prompts become groups in their own order, however completions and grades come in; grading hides
+behind sampling."""
 
+import signal
 import threading
+import time
 from collections.abc import Iterator, Sequence
 
+import pytest
+
 from rft.graders import Grader
-from rft.rollout.collect import Collector, Draw, RolloutPlan, sample_of
+from rft.graders.sample import text_sample
+from rft.rollout.collect import Collector, Draw, RolloutPlan
+from rft.rollout.native import NativeSampler
 from rft.rollout.randomness import Purpose
 from rft.rollout.sampler import Sampled, Sampler, SampleRequest, SamplingSettings
+from rft.rollout.transcribe import Transcriber
 from rft.types import Completion, Example, FinishReason, Grade, Item, Prompt, Sample
+from tests.tiny import tiny_policy, tiny_tokenizer
 
 PLAN = RolloutPlan(3, 11, Purpose.EVALUATE, 5, SamplingSettings(1.0, 1.0, 16))
 
@@ -95,15 +104,160 @@ def test_no_draws() -> None:
     assert Collector(LastFirst(), Echo(), concurrency=1).collect([], PLAN) == []
 
 
-def test_graders_see_the_answer_in_the_shape_of_the_product() -> None:
-    assert sample_of(completion("42", "length")) == {
-        "output_text": "42",
-        "output_tools": [],
-        "choices": [
-            {
-                "index": 0,
-                "message": {"role": "assistant", "content": "42"},
-                "finish_reason": "length",
-            }
-        ],
-    }
+class Same(LastFirst):
+    """Completes every prompt with the same word, cut off in the last sample."""
+
+    def sample(
+        self, requests: Sequence[SampleRequest], settings: SamplingSettings
+    ) -> Iterator[Sampled]:
+        for sampled in super().sample(requests, settings):
+            reason: FinishReason = "length" if sampled.sample == 2 else "stop"
+            yield Sampled(sampled.request, sampled.sample, completion("same", reason))
+
+
+class Counting(Grader):
+    """Takes its time and notes what it was given, and how many grades it computed side by side."""
+
+    name, type = "counting", "python"
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.seen: list[tuple[Sample, Item]] = []
+        self.most_at_once = 0
+        self._at_once = 0
+        self._lock = threading.Lock()
+        self._seconds = seconds
+
+    def grade(self, sample: Sample, item: Item) -> Grade:
+        with self._lock:
+            self.seen.append((sample, item))
+            self._at_once += 1
+            self.most_at_once = max(self.most_at_once, self._at_once)
+        time.sleep(self._seconds)
+        with self._lock:
+            self._at_once -= 1
+        return Grade("counting", "python", 1.0, latency=0.05)
+
+
+def test_the_same_answer_to_the_same_item_is_graded_once_in_a_run() -> None:
+    grader = Counting()
+    collector = Collector(Same(), grader, concurrency=2)
+    draws = [make_draw(0, 0), make_draw(1, 1), make_draw(2, 0)]
+    for _ in range(2):
+        groups = collector.collect(draws, PLAN)
+        assert [len(group.graded) for group in groups] == [3, 3, 3]
+    asked = sorted(
+        (item["answer"], sample["choices"][0]["finish_reason"]) for sample, item in grader.seen
+    )
+    assert asked == [("row 0", "length"), ("row 0", "stop"), ("row 1", "length"), ("row 1", "stop")]
+    # the second time all are known
+    assert [r.grade.latency for group in groups for r in group.rollouts] == [0.0] * 9
+
+
+def test_grades_made_afresh_count_against_the_same_limit() -> None:
+    grader = Counting(0.02)
+    collector = Collector(LastFirst(), grader, concurrency=2)
+    pair = (text_sample("canary"), {"answer": "row 0"})
+    with collector.grading_afresh([pair] * 4) as pending:
+        collector.collect([make_draw(0, 0)], PLAN)
+    assert [grade.result().latency for grade in pending] == [0.05] * 4
+    assert len(grader.seen) == 7
+    assert grader.most_at_once == 2
+
+
+GRADE_SECONDS = 0.05
+NUM_PROMPTS, GROUP_SIZE = 4, 8
+LONG = RolloutPlan(GROUP_SIZE, 3, Purpose.TRAIN, 1, SamplingSettings(1.0, 1.0, 40))
+PROMPTS = [
+    Draw(row, Prompt(Example(row, (), {"row": row}), "", (5 + row, 6, 7, 8)))
+    for row in range(NUM_PROMPTS)
+]
+
+
+@pytest.fixture(scope="module")
+def native() -> NativeSampler:
+    return NativeSampler(tiny_policy(), Transcriber(tiny_tokenizer(), [2]), num_slots=2)
+
+
+def test_grading_hides_behind_decoding(native: NativeSampler) -> None:
+    grader = Counting(GRADE_SECONDS)
+    collector = Collector(native, grader, concurrency=2)
+    groups = collector.collect(PROMPTS, LONG)
+    assert [len(group.graded) for group in groups] == [GROUP_SIZE] * NUM_PROMPTS
+    assert len(grader.seen) == NUM_PROMPTS * GROUP_SIZE
+    assert grader.most_at_once == 2
+    # one after the other, all of the grading would come after the decoding
+    grading = NUM_PROMPTS * GROUP_SIZE * GRADE_SECONDS / 2
+    assert collector.seconds_waited < grading / 2
+
+
+def test_what_decoding_does_not_hide_is_waited_for() -> None:
+    """The sampler gives all at once, so that three grades of 0.1 s in a row are still to come."""
+    collector = Collector(LastFirst(), Counting(0.1), concurrency=1)
+    began = time.monotonic()
+    collector.collect([make_draw(0, 0)], PLAN)
+    assert 0.1 < collector.seconds_waited <= time.monotonic() - began
+    before = collector.seconds_waited
+    collector.collect([make_draw(1, 1)], PLAN)
+    assert collector.seconds_waited > before + 0.1
+
+
+class Interrupted(Sampler):
+    """The native sampler, until a person interrupts it."""
+
+    is_exact, facts = True, {}
+
+    def __init__(self, sampler: NativeSampler, num_completions: int):
+        self._sampler = sampler
+        self._num_completions = num_completions
+
+    def refresh(self) -> None:
+        self._sampler.refresh()
+
+    def sample(
+        self, requests: Sequence[SampleRequest], settings: SamplingSettings
+    ) -> Iterator[Sampled]:
+        for number, sampled in enumerate(self._sampler.sample(requests, settings)):
+            if number == self._num_completions:
+                raise KeyboardInterrupt
+            yield sampled
+
+
+def test_an_interrupt_while_sampling_drops_the_grades_that_wait(native: NativeSampler) -> None:
+    grader = Counting(0.3)
+    short = RolloutPlan(GROUP_SIZE, 3, Purpose.TRAIN, 1, SamplingSettings(1.0, 1.0, 4))
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        Collector(Interrupted(native, 12), grader, concurrency=1).collect(PROMPTS, short)
+    took = time.monotonic() - began
+    time.sleep(0.35)
+    # those that ran while the twelve were sampled, and the one under way
+    assert len(grader.seen) <= 1 + took / 0.3 < 12
+
+
+class Interrupting(Counting):
+    """Interrupts the main thread while the first grade is waited for."""
+
+    def grade(self, sample: Sample, item: Item) -> Grade:
+        if not self.seen:
+            time.sleep(0.1)
+            ident = threading.main_thread().ident
+            assert ident is not None
+            signal.pthread_kill(ident, signal.SIGUSR1)
+        return super().grade(sample, item)
+
+
+def test_an_interrupt_while_waiting_drops_the_grades_that_wait() -> None:
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    grader = Interrupting(0.05)
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            Collector(LastFirst(), grader, concurrency=1).collect(
+                [make_draw(row, row) for row in range(4)], PLAN
+            )
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    time.sleep(0.2)
+    assert len(grader.seen) <= 2

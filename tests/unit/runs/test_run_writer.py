@@ -30,7 +30,7 @@ def completion(**fields: object) -> dict[str, object]:
         "num_tokens": 2,
         "reward": 0.5,
         "sub_rewards": {"code": None},
-        "errors": {"other_error": "why"},
+        "errors": {"code": {"other_error": "why"}},
         "item": {"answer": 1},
     } | fields
 

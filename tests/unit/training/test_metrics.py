@@ -1,16 +1,22 @@
 """Every number of a step and of an evaluation, from a small record worked by hand."""
 
+import ast
 import math
-from typing import Any
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 from made import make_completion, make_evaluation, make_grade, make_group, make_prompt
 
-from rft.runs.results import results_columns
+from rft.graders.fault import Flag
+from rft.graders.multi import merge_errors
+from rft.runs.results import ANY_GRADER_ERRORS, EXTRA_ERRORS, error_kinds, results_columns
 from rft.runs.tables import EVALUATION_SCHEMA, SAMPLES_SCHEMA
 from rft.training.evaluation import Evaluation
 from rft.training.metrics import (
     all_errors,
+    errors_by_part,
     evaluation_metrics,
     evaluation_rows,
     grading_failures,
@@ -21,14 +27,21 @@ from rft.training.metrics import (
 )
 from rft.training.trainer import StepRecord
 from rft.training.update import Sums, Update
+from rft.types import Grade
 
 PARTS = [("whole", "multi"), ("exact", "string_check"), ("code", "python")]
 SECONDS = {"sampling": 2.0, "training": 3.0, "sync": 0.25, "full_iteration": 5.5}
 
 
-def multi_grade(reward: float | None, exact: float, code: float | None, **errors: str) -> Any:
+def multi_grade(
+    reward: float | None, exact: float, code: float | None, own: str = "", **errors: str
+) -> Grade:
+    """A multi's grade as its grader makes it: `errors` are of the part `code`, `own` of the formula."""
     parts = {"exact": make_grade(exact), "code": make_grade(code, errors)}
-    return make_grade(reward, errors, **parts)
+    merged = merge_errors(parts)
+    if own:
+        merged["other_error"] = "; ".join(filter(None, [merged.get("other_error"), own]))
+    return replace(make_grade(reward, merged, **parts), name="whole", type="multi")
 
 
 def make_update(**sums: float) -> Update:
@@ -84,7 +97,13 @@ def test_step_metrics() -> None:
             "reasoning_tokens_mean": 2 / 6,
             "mean_unresponsive_rewards": 1 / 6,
             "errors/train_python_grader_server_error_count": 1,
+            "errors/train_python_grader_server_error_mean": 1 / 6,
             "errors/train_sample_parse_error_count": 1,
+            "errors/train_sample_parse_error_mean": 1 / 6,
+            "errors/code/train_python_grader_server_error_count": 1,
+            "errors/code/train_python_grader_server_error_mean": 1 / 6,
+            "errors/code/train_sample_parse_error_count": 1,
+            "errors/code/train_sample_parse_error_mean": 1 / 6,
             "rollout/groups": 3,
             "rollout/zero_signal_groups": 1,
             "rollout/skipped_groups": 1,
@@ -107,6 +126,8 @@ def test_step_metrics() -> None:
             "timing/training": 3.0,
             "timing/sync": 0.25,
             "timing/full_iteration": 5.5,
+            "timing/grading": 0,
+            "timing/grader_calls": 0,
             "timing/sampling_tokens_per_second": 6.0,
         },
         rel=1e-12,
@@ -251,7 +272,8 @@ def test_sample_rows() -> None:
     assert [row["reward"] for row in rows] == [1.0, 0.0, None, 0.5, 0.5, 0.5]
     assert [row["num_tokens"] for row in rows] == [3, 1, 2, 2, 2, 2]
     assert rows[1]["finish_reason"] == "length"
-    assert rows[2]["errors"] == {"python_grader_server_error": "slow"}
+    assert rows[0]["errors"] == {}
+    assert rows[2]["errors"] == {"code": {"python_grader_server_error": "slow"}}
     assert rows[2]["sub_rewards"] == {"exact": 1.0, "code": None}
     assert set(rows[0]) == set(SAMPLES_SCHEMA.names) - {"step"}
 
@@ -285,5 +307,154 @@ def test_what_counts_as_a_grading_failure() -> None:
     ]
     group = make_group(*grades)
     failed = grading_failures([group])
-    assert [rollout.grade for _, rollout in failed] == grades[2:]
+    assert [sample for _, sample in failed] == [2, 3, 4]
     assert all(found is group for found, _ in failed)
+
+
+def test_errors_stand_under_the_part_that_raised_them() -> None:
+    """A multi's own errors and those of its parts are told apart again, without loss."""
+    of_both = multi_grade(0.0, 1.0, None, own="1 / 0; boom", other_error="down; out")
+    assert of_both.errors == {"other_error": "code: down; out; 1 / 0; boom"}
+    assert errors_by_part(of_both) == {
+        "whole": {"other_error": "1 / 0; boom"},
+        "code": {"other_error": "down; out"},
+    }
+    assert errors_by_part(multi_grade(0.0, 1.0, 1.0, own="1 / 0")) == {
+        "whole": {"other_error": "1 / 0"}
+    }
+    assert errors_by_part(multi_grade(1.0, 1.0, 1.0)) == {}
+    assert errors_by_part(make_grade(0.0, {"other_error": ""})) == {"exact": {"other_error": ""}}
+
+
+def test_a_multi_that_is_called_as_one_of_its_parts() -> None:
+    grade = replace(multi_grade(0.0, 1.0, None, own="1 / 0", other_error="down"), name="code")
+    assert errors_by_part(grade) == {
+        "code (multi)": {"other_error": "1 / 0"},
+        "code": {"other_error": "down"},
+    }
+
+
+FAULTY = (
+    multi_grade(1.0, 1.0, 1.0),
+    multi_grade(0.0, 1.0, 0.0, python_grader_runtime_error="Traceback"),
+    multi_grade(0.0, 1.0, 0.0, own="1 / 0", python_grader_runtime_error="Traceback"),
+    multi_grade(None, 1.0, None, python_grader_server_error="down", other_error="odd"),
+    multi_grade(0.0, 0.0, 0.0, own="1 / 0"),
+)
+
+
+def counts_by_part(rows: list[dict[str, Any]]) -> dict[tuple[str, str], int]:
+    """How many rows of samples have a flag of a part."""
+    pairs = [
+        (part, flag) for row in rows for part, errors in row["errors"].items() for flag in errors
+    ]
+    return {pair: pairs.count(pair) for pair in pairs}
+
+
+def test_counts_in_the_tree_are_those_of_the_samples() -> None:
+    """Each error once: at the grader that raised it, in the tree, the flat metrics and the samples."""
+    record = StepRecord(
+        1, (make_group(*FAULTY[:4]),), ((None,) * 4,), (), (make_update(),), SECONDS
+    )
+    evaluation = Evaluation(1, (make_group(*FAULTY[3:]),), 0.5)
+    flat = {"step": 1, "total_steps": 9} | step_metrics(record)
+    flat |= evaluation_metrics(evaluation, 1.0)
+    expected = {
+        "train": {
+            ("code", "python_grader_runtime_error"): 2,
+            ("code", "python_grader_server_error"): 1,
+            ("code", "other_error"): 1,
+            ("whole", "other_error"): 1,
+        },
+        "valid": {
+            ("code", "python_grader_server_error"): 1,
+            ("code", "other_error"): 1,
+            ("whole", "other_error"): 1,
+        },
+    }
+    rows = {"train": sample_rows(record), "valid": evaluation_rows(evaluation)}
+    tree = metric_tree(flat, PARTS, record, evaluation)
+    for split, counts in expected.items():
+        assert counts_by_part(rows[split]) == counts
+        in_tree = {
+            (entry["name"], kind): entry[f"{split}_{kind}_count"]
+            for entry in tree["errors"]["graders"]
+            for kind in error_kinds(entry["type"])
+            if entry[f"{split}_{kind}_count"]
+        }
+        assert in_tree == counts
+        in_flat = {
+            (key.split("/")[1], key.split("/")[2][len(split) + 1 : -len("_count")]): value
+            for key, value in flat.items()
+            if key.count("/") == 2 and f"/{split}_" in key and key.endswith("_count")
+        }
+        assert in_flat == counts
+        num_rows = len(rows[split])
+        for (part, kind), count in counts.items():
+            assert flat[f"errors/{part}/{split}_{kind}_mean"] == count / num_rows
+            (entry,) = [e for e in tree["errors"]["graders"] if e["name"] == part]
+            assert entry[f"{split}_{kind}_mean"] == count / num_rows
+    # a rollout counts once for a kind, though two of its graders raised it
+    assert flat["errors/train_other_error_count"] == 2
+    assert flat["errors/valid_other_error_count"] == 2
+    assert flat["errors/valid_other_error_mean"] == 1.0
+
+
+def test_a_flag_without_a_column_is_counted_as_another_error() -> None:
+    refused = {"model_grader_refusal_error": "no"}
+    group = make_group(
+        make_grade(None, refused), make_grade(None, refused | {"other_error": "odd"})
+    )
+    record = StepRecord(1, (group,), ((None, None),), (), (make_update(),), SECONDS)
+    flat = {"step": 1, "total_steps": 9} | step_metrics(record)
+    tree = metric_tree(flat, [("exact", "string_check")], record, None)
+    assert tree["errors"]["graders"][0]["train_other_error_count"] == 2
+    assert flat["errors/train_model_grader_refusal_error_count"] == 2
+    row = results_row(flat, tree)
+    assert set(row) <= set(results_columns([("exact", "string_check")]))
+
+
+def test_flat_metrics_name_parts_of_a_multi_alone() -> None:
+    """The errors of a job's only grader are those of the job."""
+    record = StepRecord(
+        1,
+        (make_group(make_grade(0.0, {"other_error": "x"})),),
+        ((0.0,),),
+        (),
+        (make_update(),),
+        SECONDS,
+    )
+    keys = {key for key in step_metrics(record) if key.startswith("errors/")}
+    assert keys == {"errors/train_other_error_count", "errors/train_other_error_mean"}
+
+
+def raised_flags(module: Path) -> set[str]:
+    """The flags that a grader's source names."""
+    flags = set(get_args(Flag))
+    tree = ast.parse(module.read_text(encoding="utf-8"))
+    texts = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
+    return {text for text in texts if text in flags}
+
+
+def test_every_flag_that_a_grader_raises_has_its_columns() -> None:
+    graders = Path(__file__).parents[3] / "rft" / "graders"
+    own = {path.stem: raised_flags(path) for path in graders.glob("*.py") if path.stem != "fault"}
+    assert own["python"] and own["template"] and own["grader"]
+    for name, flags in own.items():
+        assert flags <= {*ANY_GRADER_ERRORS, *EXTRA_ERRORS.get(name, ())}, name
+
+
+def test_timing_counts_the_calls_that_were_made() -> None:
+    """A grade that was used again has no latency and is no call."""
+
+    def graded(latency: float, part_latency: float) -> Grade:
+        parts = {name: replace(make_grade(1.0), latency=part_latency) for name in ("exact", "code")}
+        return replace(make_grade(1.0, **parts), latency=latency)
+
+    group = make_group(graded(0.5, 0.125), graded(0.25, 0.0625), graded(0.0, 0.0))
+    record = StepRecord(1, (group,), ((0.0,) * 3,), (), (make_update(),), SECONDS)
+    flat = {"step": 1, "total_steps": 9} | step_metrics(record)
+    assert (flat["timing/grading"], flat["timing/grader_calls"]) == (0.75, 2)
+    graders = metric_tree(flat, PARTS, record, None)["timing"]["graders"]
+    assert [entry["train_execution_latency_mean"] for entry in graders] == [0.375, 0.09375, 0.09375]
+    assert graders[0]["valid_execution_latency_mean"] is None

@@ -95,7 +95,8 @@ def test_a_step_walks_through_the_stream() -> None:
     assert updater.calls == [(1, [0, 1], False), (2, [2, 3], False)]
     assert [request.step for requests, _ in sampler.calls for request in requests] == [1, 1, 2, 2]
     assert first.advantages[0] == pytest.approx((0.70700679, -0.70700679))
-    assert set(first.seconds) == {"sampling", "training", "sync", "full_iteration"}
+    names = {"sampling", "grading_wait", "training", "sync", "full_iteration"}
+    assert set(first.seconds) == names
 
 
 def test_go_to() -> None:
