@@ -33,8 +33,9 @@ GRACE_SECONDS = 0.8
 START_SECONDS = 30.0
 """How long a new process may take to say that it is there."""
 MAX_REPLY_BYTES = 1 << 20
-OUTCOME_KINDS = ("reward", "fault", "timeout", "memory")
-REPLY_KINDS = ("started", "ready", "source", "sandbox", *OUTCOME_KINDS)
+MAX_DETAILS = 8192
+OUTCOME_KINDS = ("reward", "fault", "timeout", "memory", "sandbox")
+REPLY_KINDS = ("started", "ready", "source", "tidy", *OUTCOME_KINDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +212,7 @@ class Worker:
             details = f"the grading process did not start: {error}{self.exit_words()}"
             return Outcome("sandbox", details=details)
         if reply["kind"] == "sandbox":
-            return Outcome("sandbox", details=str(reply["details"]))
+            return Outcome("sandbox", details=readable(reply.get("details")))
         try:
             self._send(source.encode("utf-8", "surrogatepass"), START_SECONDS)
             reply = self._receive(seconds + GRACE_SECONDS)
@@ -224,22 +225,25 @@ class Worker:
             return Outcome("source", details=details)
         if reply["kind"] == "ready":
             return None
-        return Outcome("source", details=str(reply.get("details", "it sent no reply")))
+        return Outcome("source", details=readable(reply.get("details", "it sent no reply")))
 
     def run(self, request: bytes) -> Outcome:
         """One sample; raises OSError, EOFError or ValueError when the worker fails."""
         seconds = self._limits.timeout_seconds
+        # What the last sample left is tidied on no sample's time.
+        if self._receive(START_SECONDS)["kind"] != "tidy":
+            raise ValueError("it spoke out of turn")
         try:
             self._send(request, seconds + GRACE_SECONDS)
             reply = self._receive(seconds + GRACE_SECONDS)
         except TimeoutError:
             self.is_spent = True
             return Outcome("timeout", details=f"timeout after {seconds:g} s")
-        reward = float(reply.get("reward", 0.0))
-        if reply["kind"] not in OUTCOME_KINDS or not math.isfinite(reward):
-            raise ValueError(f"it sent a reply of kind {reply['kind']} with the reward {reward}")
+        if reply["kind"] not in OUTCOME_KINDS:
+            raise ValueError(f"it sent a reply of kind {reply['kind']}")
+        reward = read_finite(reply.get("reward", 0.0))
         self.num_graded += 1
-        return Outcome(reply["kind"], reward, str(reply.get("details", "")))
+        return Outcome(reply["kind"], reward, readable(reply.get("details", "")))
 
     def is_alive(self) -> bool:
         return self._process.poll() is None
@@ -301,6 +305,21 @@ class Worker:
                 raise EOFError("it ended")
             received += part
         return bytes(received)
+
+
+def read_finite(value: object) -> float:
+    """A finite number in a reply; raises ValueError for anything else."""
+    if isinstance(value, int | float):
+        with contextlib.suppress(OverflowError):
+            if math.isfinite(value):
+                return float(value)
+    raise ValueError("it sent a reward that is no finite number")
+
+
+def readable(details: object) -> str:
+    """The end of a text that foreign code wrote, in characters that every file takes."""
+    text = str(details)[-MAX_DETAILS:]
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def source_timeout(seconds: float) -> Outcome:

@@ -5,10 +5,15 @@ paths: a sample may have put a link to anywhere in the place of anything.
 """
 
 import contextlib
+import math
 import os
 import stat
+from collections.abc import Iterator
 
 OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+MAX_DEPTH = 32
 
 
 class ScratchFolder:
@@ -28,8 +33,8 @@ class ScratchFolder:
         except OSError:
             return False
 
-    def num_bytes(self, max_entries: int) -> int:
-        """Bytes on disk of what is in it, of at most so many entries."""
+    def num_bytes(self, max_entries: int) -> float:
+        """Bytes on disk of what is in it; infinite when there are more entries than so many."""
         return tree_bytes(self.fd, max_entries)
 
 
@@ -91,25 +96,34 @@ def open_folder(name: str, parent: int) -> int:
         return os.open(name, OPEN_FOLDER, dir_fd=parent)
 
 
-def tree_bytes(top: int, max_entries: int) -> int:
-    """Bytes on disk below a folder, of at most so many entries."""
-    total = num_seen = 0
-    waiting = [os.dup(top)]
-    while waiting:
-        folder = waiting.pop()
-        try:
-            for name in os.listdir(folder) if num_seen < max_entries else ():
-                num_seen += 1
-                with contextlib.suppress(OSError):
-                    entry = os.stat(name, dir_fd=folder, follow_symlinks=False)
-                    total += entry.st_blocks * 512
-                    if stat.S_ISDIR(entry.st_mode) and len(waiting) < 16:
-                        waiting.append(os.open(name, OPEN_FOLDER, dir_fd=folder))
-        except OSError:
-            continue
-        finally:
-            os.close(folder)
+def tree_bytes(folder: int, max_entries: int) -> float:
+    """Bytes on disk below a folder; infinite where it is larger or deeper than can be measured."""
+    total = 0.0
+    for number, size in enumerate(sizes_below(folder, MAX_DEPTH)):
+        if number == max_entries:
+            return math.inf
+        total += size
     return total
+
+
+def sizes_below(folder: int, depth: int) -> Iterator[float]:
+    """Bytes on disk of each entry; infinite for what lies deeper than `depth`."""
+    if depth == 0:
+        yield math.inf
+        return
+    for name in os.listdir(folder):
+        try:
+            entry = os.stat(name, dir_fd=folder, follow_symlinks=False)
+            is_inner = stat.S_ISDIR(entry.st_mode)
+            inner = os.open(name, OPEN_FOLDER, dir_fd=folder) if is_inner else None
+        except OSError:  # it is gone already, or was closed to its owner
+            continue
+        yield entry.st_blocks * 512
+        if inner is not None:
+            try:
+                yield from sizes_below(inner, depth - 1)
+            finally:
+                os.close(inner)
 
 
 def is_folder(name: str, parent: int) -> bool:

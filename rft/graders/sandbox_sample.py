@@ -1,6 +1,7 @@
 """What the process of one sample does: `grade(sample, item)`, then one frame, then the end."""
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -57,6 +58,8 @@ def call(grade: Grade, request: bytes) -> Reply:
     except MemoryError:
         raise
     except BaseException as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+            raise MemoryError from None
         return {"kind": "fault", "details": describe(error)}
 
 
@@ -75,4 +78,9 @@ def describe(error: BaseException) -> str:
     frames = error.__traceback__
     while frames is not None and frames.tb_frame.f_code.co_filename.startswith(OWN_FOLDER):
         frames = frames.tb_next
-    return "".join(traceback.format_exception(type(error), error, frames))[-MAX_DETAILS:]
+    try:
+        return "".join(traceback.format_exception(type(error), error, frames))[-MAX_DETAILS:]
+    except MemoryError:
+        raise
+    except BaseException:  # an exception of the user's may resist being shown
+        return f"{type(error).__name__}, which cannot be shown"

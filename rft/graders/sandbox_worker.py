@@ -54,7 +54,7 @@ MAX_FILE_BYTES = 1 << 30
 MAX_SCRATCH_BYTES = 1 << 30
 MAX_OPEN_FILES = 64
 NUM_ENTRIES_MEASURED = 20_000
-NUM_ENTRIES_REMOVED = 10_000
+NUM_ENTRIES_REMOVED = 1_000
 """A sample that leaves more behind costs the worker its place."""
 POLL_SECONDS = 0.02
 RESERVE_BYTES = 1 << 20
@@ -90,6 +90,7 @@ def serve(channel: int, home: str) -> None:
     write_frame(channel, {"kind": "ready"})
     # Tidying follows the reply: it then costs time only when the next sample is already there.
     while worker.is_tidy():
+        write_frame(channel, {"kind": "tidy"})
         write_frame(channel, worker.run_sample(read_frame(channel)))
 
 
@@ -141,6 +142,7 @@ class Worker:
         if not callable(grade):
             return "grade is not a function"
         self._grade = grade
+        open_standard_streams()
         os.environ["HOME"] = os.environ["TMPDIR"] = self._scratch.path
         gc.collect()
         gc.freeze()
@@ -182,17 +184,20 @@ class Worker:
         return self._scratch.is_emptied(NUM_ENTRIES_REMOVED)
 
     def _become_sample(self, link: int, output: int, worker: int) -> None:
-        """Leaves the worker behind: own folder, output into a pipe, fewer rights."""
+        """Leaves the worker behind: own folder, output into a pipe, fewer rights.
+
+        No other descriptor is kept: what the source opened would carry words to the next sample.
+        """
         try:
-            os.close(self._channel)
-            if self._code:
-                os.close(self._code.fd)
             os.dup2(output, 1)
             os.dup2(output, 2)
-            os.close(output)
+            kept = {link, self._scratch.fd}
+            close_all_but(kept | {self._lockdown.ruleset} if self._lockdown else kept)
             self._enter(self._scratch, self._lockdown, worker)
             self._link = link
-        except BaseException:
+        except BaseException as error:
+            details = f"a sample's process could not be closed: {type(error).__name__}: {error}"
+            write_frame(link, {"kind": "sandbox", "details": details})
             os._exit(1)
 
     def _start_code(self, scratch: ScratchFolder) -> CodeProcess:
@@ -355,11 +360,11 @@ def read_run(frame: bytes) -> Reply | None:
 
 def parse_result(frame: bytes) -> Reply:
     """The reply in a child's frame; a frame that no worker code wrote is a fault."""
-    with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
+    with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError, OverflowError):
         reply = json.loads(frame)
         if reply["kind"] == "reward" and math.isfinite(reply["reward"]):
             return {"kind": "reward", "reward": float(reply["reward"])}
-        if reply["kind"] in ("fault", "memory"):
+        if reply["kind"] in ("fault", "memory", "sandbox"):
             return {"kind": reply["kind"], "details": str(reply["details"])[-MAX_DETAILS:]}
     return NOT_A_RESULT
 
@@ -375,6 +380,23 @@ def read_status(status: int, memory_mb: int) -> Reply:
     else:
         ending = f"with exit code {os.WEXITSTATUS(status)}"
     return {"kind": "fault", "details": f"grade ended its process {ending} before it returned"}
+
+
+def open_standard_streams() -> None:
+    """Puts the null device in the place of standard streams that the source closed."""
+    fd = os.open(os.devnull, os.O_RDWR)
+    while fd < 3:
+        fd = os.dup(fd)
+    os.close(fd)
+
+
+def close_all_but(kept: set[int]) -> None:
+    """Closes every descriptor but the standard streams and those kept."""
+    start = 3
+    for fd in sorted(kept):
+        os.closerange(start, fd)
+        start = fd + 1
+    os.closerange(start, MAX_OPEN_FILES)
 
 
 def set_limits(memory_mb: int) -> None:

@@ -26,12 +26,14 @@ DENIED: Mapping[str, tuple[int | None, int | None]] = {
     "tkill": (200, 130), "rt_sigqueueinfo": (129, 138), "rt_tgsigqueueinfo": (297, 240),
     "setpriority": (141, 140), "ioprio_set": (251, 30), "migrate_pages": (256, 238),
     "move_pages": (279, 239), "setsid": (112, 157), "setpgid": (109, 154),
-    # attributes of files, which Landlock does not guard, and watching files
+    # attributes of files, which Landlock does not guard; watching and locking files
     "chmod": (90, None), "fchmod": (91, 52), "fchmodat": (268, 53), "fchmodat2": (452, 452),
     "chown": (92, None), "lchown": (94, None), "fchown": (93, 55), "fchownat": (260, 54),
     "utime": (132, None), "utimes": (235, None), "utimensat": (280, 88),
     "futimesat": (261, None), "setxattr": (188, 5), "lsetxattr": (189, 6), "fsetxattr": (190, 7),
     "removexattr": (197, 14), "lremovexattr": (198, 15), "fremovexattr": (199, 16),
+    "getxattr": (191, 8), "lgetxattr": (192, 9), "fgetxattr": (193, 10), "listxattr": (194, 11),
+    "llistxattr": (195, 12), "flistxattr": (196, 13), "flock": (73, 32),
     "mknod": (133, None), "mknodat": (259, 33), "inotify_init": (253, None),
     "inotify_init1": (294, 26), "inotify_add_watch": (254, 27), "fanotify_init": (300, 262),
     "fanotify_mark": (301, 263),
@@ -74,6 +76,7 @@ NUMBERS: Mapping[str, tuple[int | None, int | None]] = {
     "prlimit64": (302, 261), "sched_setaffinity": (203, 122), "sched_setscheduler": (144, 119),
     "sched_setparam": (142, 118), "sched_setattr": (314, 274), "truncate": (76, 45),
     "open": (2, None), "openat": (257, 56), "openat2": (437, 437),
+    "memfd_create": (319, 279),
 }  # fmt: skip
 """Calls that depend on their arguments, or are answered as if they did not exist."""
 
@@ -95,8 +98,9 @@ ALLOW, KILL_PROCESS, REFUSE = 0x7FFF0000, 0x80000000, 0x00050000
 NUMBER_OFFSET, ARCHITECTURE_OFFSET, ARGUMENTS_OFFSET = 0, 4, 16
 
 CLONE_THREAD = 0x00010000
-CLONE_NEW_NAMESPACE = 0x7E020080
-"""CLONE_NEWTIME, NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET."""
+CLONE_APART = 0x7E028080
+"""CLONE_NEWTIME, NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET, and CLONE_PARENT: a
+process that is not the child of the one that made it."""
 AF_UNIX, SOCK_STREAM, SOCK_TYPE = 1, 1, 0xF
 O_TRUNC, O_ACCMODE = 0o1000, 0o3
 HARMLESS_IOCTL = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)
@@ -173,7 +177,8 @@ def child_filter(architecture: Architecture) -> bytes:
         "tgkill": only(0, [OWN_PID]),
         "prctl": only(0, HARMLESS_PRCTL),
     }
-    return assemble(architecture, [], rules)
+    memory_outside_limits = number_of(NUMBERS, "memfd_create", architecture)
+    return assemble(architecture, when(EQUAL, memory_outside_limits, errno.EPERM), rules)
 
 
 def assemble(
@@ -228,12 +233,12 @@ def socketpair_rule() -> list[Instruction]:
 
 
 def clone_rule(may_fork: bool) -> list[Instruction]:
-    """Threads always, processes where forking is allowed, new namespaces never."""
+    """Threads always, processes where forking is allowed, new namespaces and foster parents never."""
     needed = [] if may_fork else [(ANY_BIT, 0, 1, CLONE_THREAD)]
     to_refusal = len(needed) + 1
     return [
         load(0),
-        (ANY_BIT, to_refusal, 0, CLONE_NEW_NAMESPACE),
+        (ANY_BIT, to_refusal, 0, CLONE_APART),
         *needed,
         verdict(True),
         verdict(False),

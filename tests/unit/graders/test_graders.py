@@ -227,6 +227,21 @@ def test_passes(shapes, output, expected):
     assert passes(document, grade, settings) == expected
 
 
+@pytest.mark.parametrize(
+    ("threshold", "returned", "reward", "passed"), [(2, 3, 1.0, True), (-1, -2, 0.0, False)]
+)
+def test_a_reward_that_was_shaped_still_says_whether_it_passed(threshold, returned, reward, passed):
+    source = f"def grade(sample, item): return {returned}"
+    document = documents.validate_python(
+        {"type": "python", "source": source, "pass_threshold": threshold}
+    )
+    settings = GradingSettings(pass_threshold_shapes_reward=True)
+    with open_grader(document, settings) as grader:
+        grade = grader.grade({}, {})
+    assert grade.reward == reward
+    assert passes(document, grade, settings) == {"python_grader": passed}
+
+
 def test_what_gave_no_reward_neither_passes_nor_fails():
     document = documents.validate_python(CLOSE | {"pass_threshold": 0.5})
     with open_grader(document) as grader:

@@ -92,6 +92,17 @@ def test_bytes_are_those_on_disk(scratch):
     assert 3 << 20 <= scratch.num_bytes(1000) < 4 << 20
 
 
+def test_what_cannot_be_measured_is_without_bound(scratch):
+    os.makedirs(scratch.path + "/d" * 40)
+    assert scratch.num_bytes(1000) == float("inf")
+    assert scratch.is_emptied()
+    for index in range(50):
+        os.mkdir(f"{scratch.path}/{index}")
+        open(f"{scratch.path}/{index}/file", "w").close()
+    assert scratch.num_bytes(100) < float("inf")
+    assert scratch.num_bytes(99) == float("inf")
+
+
 def test_a_whole_folder_is_removed(tmp_path):
     os.makedirs(tmp_path / "gone" / "a" / "b")
     remove_folder(str(tmp_path / "gone"))

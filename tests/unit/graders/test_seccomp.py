@@ -97,6 +97,8 @@ def test_what_a_filter_does_not_know_is_not_there(machine):
         ("clone", [0x10000000 | SIGCHLD], EPERM, EPERM),
         ("clone", [0x10000000 | THREAD], EPERM, EPERM),
         ("clone", [0x00020000 | SIGCHLD], EPERM, EPERM),
+        ("clone", [0x00008000 | SIGCHLD], EPERM, EPERM),
+        ("memfd_create", [], ALLOW, EPERM),
         ("kill", [4321, 9], ALLOW, ALLOW),
         ("kill", [4320, 9], ALLOW, EPERM),
         ("kill", [0, 9], ALLOW, EPERM),
