@@ -7,6 +7,7 @@ import math
 import os
 import random
 import reprlib
+import signal
 import sys
 import traceback
 import zlib
@@ -36,6 +37,7 @@ def grade_and_exit(
         except MemoryError:
             reserve.clear()
             reply = {"kind": "memory", "details": f"memory limit {memory_mb} MB"}
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # grade has had its say
         with contextlib.suppress(Exception):
             sys.stdout.flush()
             sys.stderr.flush()

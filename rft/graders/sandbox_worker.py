@@ -195,9 +195,8 @@ class Worker:
             close_all_but(kept | {self._lockdown.ruleset} if self._lockdown else kept)
             self._enter(self._scratch, self._lockdown, worker)
             self._link = link
-        except BaseException as error:
-            details = f"a sample's process could not be closed: {type(error).__name__}: {error}"
-            write_frame(link, {"kind": "sandbox", "details": details})
+            os.write(link, CONFINED)
+        except BaseException:
             os._exit(1)
 
     def _start_code(self, scratch: ScratchFolder) -> CodeProcess:
@@ -251,6 +250,8 @@ class Child:
         self._received = bytearray()
         self._printed = bytearray()
         self._to_send = bytearray()
+        self._is_confined = False
+        self._status: int | None = None
         os.set_blocking(link, False)
         os.set_blocking(output, False)
 
@@ -288,16 +289,19 @@ class Child:
 
     def _said(self, code: CodeProcess | None, seconds: float) -> Reply | None:
         """The child's last word, once it has said it or has ended."""
-        status = None
         try:
             frame = take_frame(self._received)
-            if frame is None and (status := self._exit_status()) is not None:
+            if frame is None and self._has_ended():
                 self._read_link()
                 frame = take_frame(self._received)
         except ValueError:
             return NOT_A_RESULT
+        if frame is not None and not self._is_confined:
+            # The first word is said before anything foreign runs: nobody else can withhold it.
+            self._is_confined = True
+            return self._said(code, seconds)
         if frame is None:
-            return None if status is None else read_status(status, self._memory_mb)
+            return self._end_without_result() if self._has_ended() else None
         request = read_run(frame)
         if request is None:
             return parse_result(frame)
@@ -327,12 +331,19 @@ class Child:
         del self._printed[:-MAX_DETAILS]
         return part != b""
 
-    def _exit_status(self) -> int | None:
-        try:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-        except ChildProcessError:
-            return 0
-        return status if pid else None
+    def _has_ended(self) -> bool:
+        if self._status is None:
+            try:
+                pid, status = os.waitpid(self.pid, os.WNOHANG)
+                self._status = status if pid else None
+            except ChildProcessError:
+                self._status = 0
+        return self._status is not None
+
+    def _end_without_result(self) -> Reply:
+        if not self._is_confined:
+            return {"kind": "sandbox", "details": "the process of a sample could not be closed"}
+        return read_status(self._status or 0, self._memory_mb)
 
     def _with_output(self, reply: Reply) -> Reply:
         if reply["kind"] == "reward":
@@ -342,6 +353,7 @@ class Child:
         return {**reply, "details": reply["details"] + (f"\noutput:\n{printed}" if printed else "")}
 
 
+CONFINED = packed({"kind": "confined"})
 NOT_A_RESULT: Reply = {
     "kind": "fault",
     "details": "grade's process sent something that is not a result",
@@ -364,7 +376,7 @@ def parse_result(frame: bytes) -> Reply:
         reply = json.loads(frame)
         if reply["kind"] == "reward" and math.isfinite(reply["reward"]):
             return {"kind": "reward", "reward": float(reply["reward"])}
-        if reply["kind"] in ("fault", "memory", "sandbox"):
+        if reply["kind"] in ("fault", "memory"):
             return {"kind": reply["kind"], "details": str(reply["details"])[-MAX_DETAILS:]}
     return NOT_A_RESULT
 
