@@ -1,11 +1,13 @@
 """`rft validate`, `rft evaluate` and `rft generate`: look before and after training."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from rft.cli.output import Json, Reply
+from rft.cli.baseline import baseline_lines
+from rft.cli.output import Json, Reply, stdout_screen
 from rft.cli.text import outline
 from rft.runs.layout import RUNS_FOLDER
 
@@ -27,7 +29,10 @@ def validate(
     overrides: Overrides = None,
     samples: Annotated[
         int | None,
-        typer.Option(min=1, help="Sample that many completions of the base model, and grade them."),
+        typer.Option(
+            min=2,
+            help="Sample that many completions per prompt of the untrained model, and judge what they earn.",
+        ),
     ] = None,
     estimate: Annotated[
         bool, typer.Option("--estimate", help="Estimate time and memory of the job.")
@@ -38,15 +43,25 @@ def validate(
 
     \b
     Example:
-      rft validate job.yaml --samples 16 --estimate
+      rft validate job.yaml --samples 8
+      rft validate job.yaml --estimate
     """
-    from rft.job import load_job
+    from rft.data import load_sound_job
 
-    job = load_job(job_file, overrides or ())
+    job = load_sound_job(job_file, overrides or ())
     from rft.training import probes
 
     document = probes.validate(job, samples, estimate)
-    return Reply(document, outline(document), as_json)
+    return Reply(document, validation_lines(document, stdout_screen(as_json).width), as_json)
+
+
+def validation_lines(document: Mapping[str, Any], width: int) -> list[str]:
+    """What was found in a job, what its model earns last."""
+    rest = {key: value for key, value in document.items() if key != "samples"}
+    lines = outline(rest)
+    if "samples" in document:
+        lines += ["", *baseline_lines(document["samples"], width)]
+    return lines
 
 
 def evaluate(
@@ -67,9 +82,9 @@ def evaluate(
       rft evaluate base job.yaml
       rft evaluate capitals-1@best job.yaml
     """
-    from rft.job import load_job
+    from rft.data import load_sound_job
 
-    job = load_job(job_file, overrides or ())
+    job = load_sound_job(job_file, overrides or ())
     from rft.training import probes
 
     document = probes.evaluate(model, job, RUNS_FOLDER)

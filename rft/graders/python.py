@@ -25,11 +25,12 @@ from rft.graders.grader import (
     make_grade,
     shape_by_threshold,
 )
-from rft.graders.monty import MontySandbox, monty_problem
+from rft.graders.lockdown import readable_paths
+from rft.graders.monty import MontySandbox
 from rft.graders.monty_source import monty_source_problems
-from rft.graders.python_source import source_problems, source_warnings
+from rft.graders.python_source import source_problems, source_warnings, unreadable_problems
 from rft.graders.sandbox import Limits, Sandbox
-from rft.graders.tiers import require_tier
+from rft.graders.tiers import require_tier, tier_problem
 from rft.types import Grade, Item, Sample
 
 
@@ -50,9 +51,15 @@ class Python(Document):
         return source_problems(self.source, f"{where}.source")
 
     def settings_problems(self, where: str, settings: GradingSettings) -> list[Problem]:
-        if settings.sandbox != "monty" or monty_problem() is not None:
+        if tier_problem(settings.sandbox) or self.problems(where):
             return []  # a sandbox that is not there is told when the grader opens
-        return monty_source_problems(self.source, f"{where}.source")
+        if settings.sandbox == "kernel":
+            return unreadable_problems(self.source, readable_paths(), f"{where}.source")
+        return (
+            monty_source_problems(self.source, f"{where}.source")
+            if settings.sandbox == "monty"
+            else []
+        )
 
     def warnings(self) -> list[str]:
         return [f"{self.name}: source {warning}" for warning in source_warnings(self.source)]

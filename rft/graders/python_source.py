@@ -7,8 +7,9 @@ import site
 import symtable
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
-from importlib.machinery import PathFinder
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
 
 from rft.errors import Problem
 
@@ -169,14 +170,46 @@ def imported_packages(statement: ast.Import | ast.ImportFrom) -> list[str]:
     return [alias.name.partition(".")[0] for alias in statement.names]
 
 
+def unreadable_problems(source: str, readable: Sequence[str], where: str) -> list[Problem]:
+    """The installed packages that a source imports from outside the readable folders."""
+    problems: dict[str, Problem] = {}
+    for statement in unguarded_imports(ast.parse(source, NAME)):
+        for package in imported_packages(statement):
+            place = location(package)
+            if place is None or any(Path(place).is_relative_to(folder) for folder in readable):
+                continue
+            what = (
+                f"line {statement.lineno}: the package {package} lies in {place}, which the sandbox"
+            )
+            remedy = "install it into Python's own folder: pip install, without -e"
+            problems.setdefault(package, Problem(f"{what} cannot read", where, remedy))
+    return list(problems.values())
+
+
+def location(package: str) -> str | None:
+    """The file or folder of an installed package; None for those that need none or are missing."""
+    if package in sys.stdlib_module_names or package in PROVIDED:
+        return None
+    spec = installed_spec(package)
+    if spec is None:
+        return None
+    places = [spec.origin] if spec.has_location else list(spec.submodule_search_locations or ())
+    return os.path.realpath(places[0]) if places and places[0] else None
+
+
 def is_installed(package: str) -> bool:
     """Whether a grading process can import it."""
     if package in sys.stdlib_module_names or package in PROVIDED:
         return True
-    if PathFinder.find_spec(package, installed_folders()) is not None:
-        return True
+    return installed_spec(package) is not None
+
+
+def installed_spec(package: str) -> ModuleSpec | None:
+    spec = PathFinder.find_spec(package, installed_folders())
     finders = [finder for finder in sys.meta_path if "editable" in finder.__module__]
-    return any(finder.find_spec(package, None) is not None for finder in finders)
+    for finder in finders:
+        spec = spec or finder.find_spec(package, None)
+    return spec
 
 
 def installed_folders() -> list[str]:

@@ -18,6 +18,7 @@ from rft.graders.sandbox_frames import Reply, write_frame
 
 MAX_DETAILS = 4096
 """Characters of a traceback, and bytes of the output, that are kept: the last ones."""
+ALL_SIGNALS = signal.valid_signals()
 OWN_FOLDER = os.path.dirname(os.path.abspath(__file__))
 
 Grade = Callable[[Any, Any], Any]
@@ -37,7 +38,7 @@ def grade_and_exit(
         except MemoryError:
             reserve.clear()
             reply = {"kind": "memory", "details": f"memory limit {memory_mb} MB"}
-        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # grade has had its say
+        signal.pthread_sigmask(signal.SIG_BLOCK, ALL_SIGNALS)  # grade has had its say
         with contextlib.suppress(Exception):
             sys.stdout.flush()
             sys.stderr.flush()

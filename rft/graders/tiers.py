@@ -7,6 +7,7 @@ from typing import Literal
 from rft.errors import MachineError
 from rft.graders.landlock import landlock_abi
 from rft.graders.lockdown import c_library, missing_layer
+from rft.graders.monty import monty_problem
 
 Tier = Literal["kernel", "monty", "unsafe-local"]
 """kernel: a process that Linux keeps from files, network and other processes; monty: a small Python
@@ -35,7 +36,7 @@ def tier_problem(tier: Tier) -> str | None:
     """Why this machine lacks a sandbox, or None when it has it."""
     if tier == "kernel":
         return missing_layer()
-    return "it is not built yet" if tier == "monty" else None
+    return monty_problem() if tier == "monty" else None
 
 
 def require_tier(tier: Tier) -> None:

@@ -82,7 +82,7 @@ def _parse(text: str, name: str, folder: Path, overrides: Sequence[str]) -> Read
     job, found, unread = _validate(marked.value)
     if job is not None:
         job = _with_absolute_paths(job, folder.absolute())
-        found += [fault for fault in _inner_faults(job) if not _inside(fault.path, unread)]
+        found += _inner_faults(job)
     moot = [moot_path(fault) for fault in told if fault.path]
     faults = told + [fault for fault in found if not _inside(fault.path, moot)]
     return Reading(job, _error(faults, marked) if faults else None, (*unread, *moot))

@@ -17,7 +17,6 @@ GRADER_STAND_INS: Mapping[str, Any] = {
     "reference": "",
     "operation": "eq",
     "evaluation_metric": "rouge_1",
-    "source": "def grade(sample, item): return 0.0",
     "calculate_output": "0",
 }
 """By the key of a grader's field; none of them makes a fault of its own."""
@@ -49,15 +48,12 @@ def mended(
 
 
 def _replaced_path(path: KeyPath, whole_graders: bool) -> KeyPath:
-    """What goes with the value at a path: a whole list, and the grader whose kind is not known."""
+    """What goes with the value at a path: the whole of a list, and with `whole_graders` a grader."""
     keys = path[: next((at for at, key in enumerate(path) if isinstance(key, int)), len(path))]
-    if keys[: len(GRADER)] != GRADER:
+    if keys[: len(GRADER)] != GRADER or not whole_graders:
         return keys
-    inner = keys[len(GRADER) :]
-    depth = 2 if inner[:1] == ("graders",) and len(inner) > 1 else 0
-    if whole_graders or inner[depth : depth + 1] in (("type",), ("graders",)):
-        return (*GRADER, *inner[:depth])
-    return keys
+    is_part = len(keys) > len(GRADER) + 1 and keys[len(GRADER)] == "graders"
+    return keys[: len(GRADER) + 2] if is_part else GRADER
 
 
 def _stand_in(path: KeyPath) -> Any:

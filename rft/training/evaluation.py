@@ -1,22 +1,39 @@
 """One pass over the validation set, and what it says."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
+from rft.graders import GraderDocument
+from rft.graders.canaries import CANARY_KINDS, Canary, CanaryKind, canaries_of
 from rft.job import ResolvedJob
 from rft.rollout.collect import Collector, Draw, RolloutPlan
 from rft.rollout.randomness import Purpose
 from rft.rollout.sampler import SamplingSettings
 from rft.training.clock import Clock
 from rft.training.ranks import Ranks
-from rft.types import Group, Prompt
+from rft.types import Grade, Group, Prompt
 
 MAX_UNGRADED_FRACTION = 0.05
 """An evaluation with more ungraded samples never ranks."""
 
 MINIMUM_REWARD = 0.0
 """What an ungraded sample counts as in `valid_reward_mean`: the minimum of every grader there is."""
+
+
+NUM_CANARY_ROWS = 8
+"""Validation rows whose canaries are graded at each evaluation: 32 grades at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class CanaryGrade:
+    """What the grader says of an answer whose worth is known."""
+
+    row: int
+    """Index among the prompts that were looked at."""
+    kind: CanaryKind
+    grade: Grade
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +44,8 @@ class Evaluation:
     groups: tuple[Group, ...]
     """One per validation row, in row order."""
     seconds: float
+    canaries: tuple[CanaryGrade, ...] = ()
+    """Graded anew, on a few rows."""
 
     @property
     def reward_mean(self) -> float:
@@ -75,9 +94,15 @@ class Evaluation:
 
 
 def evaluate(
-    step: int, job: ResolvedJob, prompts: Sequence[Prompt], collector: Collector, ranks: Ranks
+    step: int,
+    job: ResolvedJob,
+    prompts: Sequence[Prompt],
+    collector: Collector,
+    ranks: Ranks,
+    num_canary_rows: int = NUM_CANARY_ROWS,
 ) -> Evaluation:
-    """Sample and grade `eval_samples` completions of every validation prompt, shared among the ranks.
+    """Sample and grade `eval_samples` completions of every validation prompt, and the canaries of a few,
+    shared among the ranks.
 
     The uniforms are the same at every step, so that two evaluations differ by the policy alone.
     """
@@ -94,9 +119,53 @@ def evaluate(
     num_samples = job.hyperparameters.eval_samples
     plan = RolloutPlan(num_samples, job.seed, Purpose.EVALUATE, 0, sampling)
     draws = [Draw(row, prompt) for row, prompt in enumerate(prompts)]
-    groups = ranks.gather(collector.collect(ranks.share(draws), plan))
-    in_order = sorted(groups, key=lambda group: group.ordinal)
-    return Evaluation(step, tuple(in_order), clock.seconds()["full_iteration"])
+    asked = ranks.share(canaries_on(job.grader, prompts, num_canary_rows))
+    with grading_canaries(collector, prompts, asked) as canary_grades:
+        mine = collector.collect(ranks.share(draws), plan)
+    groups = sorted(ranks.gather(mine), key=lambda group: group.ordinal)
+    canaries = sorted(ranks.gather(canary_grades), key=_canary_order)
+    seconds = clock.seconds()["full_iteration"]
+    return Evaluation(step, tuple(groups), seconds, tuple(canaries))
+
+
+AskedCanary = tuple[int, Canary]
+"""Index of a prompt, and a canary of it."""
+
+
+def canaries_on(
+    document: GraderDocument, prompts: Sequence[Prompt], num_rows: int
+) -> list[AskedCanary]:
+    """The canaries of at most `num_rows` evenly spread prompts."""
+    return [
+        (row, canary)
+        for row in evenly_spread(len(prompts), num_rows)
+        for canary in canaries_of(document, prompts[row].example)
+    ]
+
+
+@contextmanager
+def grading_canaries(
+    collector: Collector, prompts: Sequence[Prompt], asked: Sequence[AskedCanary]
+) -> Iterator[list[CanaryGrade]]:
+    """Canaries are graded anew while the body of the `with` runs; the list is full at its end."""
+    graded: list[CanaryGrade] = []
+    pairs = [(canary.sample, prompts[row].example.item) for row, canary in asked]
+    with collector.grading_afresh(pairs) as pending:
+        yield graded
+        graded += [
+            CanaryGrade(row, canary.kind, grade.result())
+            for (row, canary), grade in zip(asked, pending, strict=True)
+        ]
+
+
+def evenly_spread(num_items: int, count: int) -> list[int]:
+    """At most `count` indices from 0 on, at equal distances."""
+    count = min(num_items, count)
+    return [index * num_items // count for index in range(count)]
+
+
+def _canary_order(canary: CanaryGrade) -> tuple[int, int]:
+    return canary.row, CANARY_KINDS.index(canary.kind)
 
 
 def sub_reward_means(groups: Sequence[Group]) -> Mapping[str, float]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from rft.data import data_warnings
+from rft.data import job_warnings
 from rft.job import Job, ModelSettings, load_job
 from rft.models import (
     ModelSource,
@@ -21,14 +21,14 @@ from rft.models import (
 )
 from rft.models.loading import context_length
 from rft.policy import LoraShape, Policy, continued_policy, new_policy
-from rft.rollout.collect import Collector, Draw, RolloutPlan
+from rft.rollout.collect import Collector
 from rft.rollout.native import NativeSampler
 from rft.rollout.randomness import Purpose
 from rft.rollout.sampler import SampleRequest, SamplingSettings
 from rft.rollout.selftest import check_sampler
 from rft.rollout.transcribe import Transcriber
 from rft.runs.layout import RUNS_FOLDER, RunFolder
-from rft.training.evaluation import Evaluation
+from rft.training.baseline import measure_baseline
 from rft.training.evaluation import evaluate as run_evaluation
 from rft.training.metrics import evaluation_metrics
 from rft.training.ranks import Ranks
@@ -42,12 +42,10 @@ from rft.training.setup import (
     render,
     try_grader,
 )
-from rft.training.trainer import Trainer, rollout_plan
+from rft.training.trainer import Trainer
 from rft.training.update import Updater
+from rft.training.watch_metrics import canary_metrics
 from rft.types import Example
-
-NUM_PROBED_PROMPTS = 16
-"""Training prompts that `rft validate --samples` looks at."""
 
 NUM_MEASURED_STEPS = 2
 
@@ -68,7 +66,7 @@ def validate(
         "num_training_rows": len(rows.train),
         "num_validation_rows": len(rows.valid),
         "longest_prompt_tokens": longest,
-        "warnings": data_warnings(rows.train, rows.valid),
+        "warnings": job_warnings(job, rows.train, rows.valid),
     }
     if samples is None and not estimate:
         return found
@@ -78,7 +76,8 @@ def validate(
         sampler = make_sampler(workshop, policy)
         collector = make_collector(workshop.job, sampler, stack)
         if samples is not None:
-            found["samples"] = _sampled(workshop, collector, samples)
+            job, prompts = workshop.job, workshop.train_prompts
+            found["samples"] = measure_baseline(job, prompts, collector, samples)
         if estimate:
             ranks = Ranks(use_cpu=policy.device.type == "cpu")
             stack.callback(ranks.close)
@@ -100,6 +99,7 @@ def evaluate(model: str, job: Job, runs_folder: Path = RUNS_FOLDER) -> dict[str,
         )
         evaluation = run_evaluation(0, workshop.job, workshop.valid_prompts, collector, ranks)
     metrics = evaluation_metrics(evaluation, workshop.job.engine.evaluation.pass_threshold)
+    metrics |= canary_metrics(evaluation.canaries)
     return {"model": model, "num_validation_rows": len(rows.valid), **metrics}
 
 
@@ -156,26 +156,6 @@ def settings_of(source: ModelSource) -> tuple[ModelSettings, str | None]:
     return job.engine.model.model_copy(update=here), job.engine.data.system
 
 
-def _sampled(workshop: Workshop, collector: Collector, num_samples: int) -> dict[str, Any]:
-    """What the untrained model earns on the first training prompts."""
-    prompts = workshop.train_prompts[:NUM_PROBED_PROMPTS]
-    draws = [Draw(index, prompt) for index, prompt in enumerate(prompts)]
-    sampling = rollout_plan(workshop.job, 1).sampling
-    plan = RolloutPlan(num_samples, workshop.job.seed, Purpose.TRAIN, 0, sampling)
-    groups = collector.collect(draws, plan)
-    evaluation = Evaluation(0, tuple(groups), seconds=0.0)
-    metrics = evaluation_metrics(evaluation, workshop.job.engine.evaluation.pass_threshold)
-    renamed = {key.replace("valid_", "", 1): value for key, value in metrics.items()}
-    renamed.pop("timing/evaluation")
-    dull = sum(not group.has_signal for group in groups)
-    return {
-        "num_prompts": len(groups),
-        "samples_per_prompt": num_samples,
-        **renamed,
-        "zero_signal_fraction": dull / len(groups) if num_samples > 1 else None,
-    }
-
-
 def _estimated(
     workshop: Workshop, policy: Policy, sampler: NativeSampler, collector: Collector, ranks: Ranks
 ) -> dict[str, Any]:
@@ -184,7 +164,9 @@ def _estimated(
     updater = Updater(job, policy, ranks, total_steps, sampler.is_exact)
     trainer = Trainer(job, workshop.train_prompts, sampler, collector, updater, ranks)
     records = [trainer.step(step) for step in range(1, NUM_MEASURED_STEPS + 1)]
-    measured = run_evaluation(0, job, workshop.valid_prompts[:8], collector, ranks)
+    prompts = workshop.valid_prompts[:8]
+    # canaries are few whatever the number of rows, and graded while others are sampled
+    measured = run_evaluation(0, job, prompts, collector, ranks, num_canary_rows=0)
     per_step = sum(record.seconds["full_iteration"] for record in records) / len(records)
     per_evaluation = measured.seconds * len(workshop.valid_prompts) / len(measured.groups)
     num_evaluations = -(-total_steps // job.hyperparameters.eval_interval) + int(

@@ -3,7 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
+from rft.graders import GraderDocument
+from rft.runs.failures import last_lines
+from rft.training.conditions import Conditions
 from rft.training.evaluation import MAX_UNGRADED_FRACTION, Evaluation
+from rft.training.hacking_watch import HackingWatch
 from rft.training.metrics import all_errors
 from rft.training.trainer import StepRecord
 
@@ -26,42 +30,61 @@ NOTABLE_ERROR_FRACTION = 0.1
 class Watch:
     """Counts conditions over steps; each warning is given when its count reaches the limit."""
 
-    def __init__(self, sampler_is_exact: bool, counters: Mapping[str, int] | None = None):
+    def __init__(
+        self,
+        sampler_is_exact: bool,
+        grader: GraderDocument,
+        counters: Mapping[str, float] | None = None,
+    ):
         self._gap_limit = EXACT_GAP if sampler_is_exact else INEXACT_GAP
-        self.counters: dict[str, int] = dict(counters or {})
+        self._conditions = Conditions(counters)
+        self._hacking = HackingWatch(grader, self._conditions)
+
+    @property
+    def counters(self) -> dict[str, float]:
+        """All that it remembers."""
+        return self._conditions.numbers
+
+    def measure(self, record: StepRecord | None, evaluation: Evaluation | None) -> dict[str, Any]:
+        """The watch's own metrics of a step and of the evaluation after it."""
+        return self._hacking.measure(record, evaluation)
 
     def step(self, record: StepRecord, metrics: Mapping[str, Any]) -> list[str]:
         """The warnings that this step gives rise to."""
+        after = self._conditions.after
         candidates = [
-            self._after(PATIENCE, "zero signal", _no_signal(record, metrics)),
-            self._after(PATIENCE, "truncated", _all_truncated(record, metrics)),
-            self._after(PATIENCE, "not moving", _not_moving(metrics)),
-            self._after(1, "gap", _gap(metrics, self._gap_limit)),
-            self._after(1, "gradient", _not_finite(metrics)),
+            after(PATIENCE, "zero signal", _no_signal(record, metrics)),
+            after(PATIENCE, "truncated", _all_truncated(record, metrics)),
+            after(PATIENCE, "not moving", _not_moving(metrics)),
+            after(1, "gap", _gap(metrics, self._gap_limit)),
+            after(1, "gradient", _not_finite(metrics)),
             *self._grading_errors(record),
+            *self._hacking.step(record, metrics),
         ]
         return [text for text in candidates if text]
 
-    def evaluation(self, evaluation: Evaluation) -> list[str]:
+    def evaluation(self, evaluation: Evaluation, metrics: Mapping[str, Any]) -> list[str]:
         """The warnings that an evaluation gives rise to."""
-        if evaluation.ungraded_fraction > MAX_UNGRADED_FRACTION:
-            return [
-                f"{evaluation.ungraded_fraction:.0%} of the validation samples could not be graded "
-                f"at step {evaluation.step}, so this evaluation does not rank and keeps no "
-                "checkpoint; look at the grader's errors"
-            ]
-        return []
+        candidates = [_unranked(evaluation), *self._hacking.evaluation(evaluation, metrics)]
+        return [text for text in candidates if text]
 
     def _grading_errors(self, record: StepRecord) -> list[str | None]:
         texts = _grading_errors(record)
         seen = {name.removeprefix(ERROR) for name in self.counters if name.startswith(ERROR)}
-        return [self._after(1, ERROR + kind, texts.get(kind)) for kind in sorted({*texts, *seen})]
+        return [
+            self._conditions.after(1, ERROR + kind, texts.get(kind))
+            for kind in sorted({*texts, *seen})
+        ]
 
-    def _after(self, limit: int, condition: str, text: str | None) -> str | None:
-        """The text when the condition has held `limit` steps in a row, and then no more until it ends."""
-        count = self.counters.get(condition, 0) + 1 if text else 0
-        self.counters[condition] = count
-        return text if count == limit else None
+
+def _unranked(evaluation: Evaluation) -> str | None:
+    if evaluation.ungraded_fraction <= MAX_UNGRADED_FRACTION:
+        return None
+    return (
+        f"{evaluation.ungraded_fraction:.0%} of the validation samples could not be graded at step "
+        f"{evaluation.step}, so this evaluation does not rank and keeps no checkpoint; look at the "
+        "grader's errors"
+    )
 
 
 def _no_signal(record: StepRecord, metrics: Mapping[str, Any]) -> str | None:
@@ -133,7 +156,7 @@ def _grading_errors(record: StepRecord) -> dict[str, str]:
     texts: dict[str, str] = {}
     for kind, found in details.items():
         if len(found) / len(grades) >= NOTABLE_ERROR_FRACTION:
-            last_line = found[0].strip().splitlines()[-1] if found[0].strip() else "no details"
+            last_line = last_lines(found[0], 1) or "no details"
             texts[kind] = (
                 f"{len(found)} of {len(grades)} grades of step {record.step} failed with {kind}, "
                 f"for example: {last_line}"

@@ -8,7 +8,7 @@ import pytest
 from safetensors.torch import load_file
 from torch import Tensor
 
-from rft.runs.reader import open_run
+from rft.runs.reader import Run, open_run
 from tests.jobs import write_job
 from tests.launch import run_ranks
 from tests.tiny import save_tiny_model
@@ -78,3 +78,11 @@ def test_a_job_on_two_ranks_samples_what_it_samples_on_one(tmp_path: Path) -> No
     }
     assert len(first[1]) == 16
     assert first[2] == first[1]
+    assert canary_rewards(runs[2]) == canary_rewards(runs[1])
+    assert canary_rewards(runs[1])[0]["canary/echo_reward_mean"] == pytest.approx(2 / 7)
+
+
+def canary_rewards(run: Run) -> list[dict[str, Any]]:
+    """What the canaries earned, evaluation after evaluation: the policy has no part in it."""
+    found = [{k: v for k, v in row.items() if k.startswith("canary/")} for row in run.metrics()]
+    return [rewards for rewards in found if rewards]

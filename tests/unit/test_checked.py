@@ -161,6 +161,48 @@ def test_faults_of_parts_that_remain_are_told_beside_a_part_of_unknown_type(tmp_
     ]
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        # each leaves the template to be checked against the rows
+        (("calculate_output", "calculate_outpt"),),
+        (('"exact + code"', "3"),),
+        (("operation: eq", "operation: [eq]"),),
+        (("          name: exact\n", "          name: 3\n"),),
+        (('input: "{{ sample.output_text }}"', "inputt: x"),),
+        (("type: python", "type: endpoint"), ("source:", "headers:")),
+        (("type: python", "type: score_model"), ("source:", "input:")),
+        (("type: python", "typ: python"),),
+        (('source: "def grade(sample, item): return 1.0"', "source: [1]"),),
+        (
+            ("string_check", "text_similarity"),
+            ("operation: eq", "evaluation_metric: rouge"),
+        ),
+    ],
+)
+def test_what_is_whole_is_checked_beside_what_is_not(
+    changes: tuple[tuple[str, str], ...], tmp_path: Path
+) -> None:
+    path = write(tmp_path, changed(("item.answer", "item.answr"), *changes))
+    *_, last = told(path)
+    assert last.startswith(f"{{{{ item.answr }}}} of {GRADER}.graders.exact.reference: item has no")
+    assert last.endswith("(valid.jsonl row 1)")
+
+
+@pytest.mark.parametrize(
+    "job",
+    [
+        JOB[: JOB.index("method:")],
+        JOB[: JOB.index("  reinforcement:\n")],
+        JOB[: JOB.index("    grader:")],
+    ],
+)
+def test_the_rows_are_checked_where_there_is_no_grader(job: str, tmp_path: Path) -> None:
+    missing, row = told(write(tmp_path, job, valid="[]"))
+    assert "` is missing (job.yaml" in missing or "is empty (null)" in missing
+    assert row == "the row is a list (valid.jsonl:1)"
+
+
 def test_data_are_left_alone_when_the_document_does_not_say_how_to_read_them(
     tmp_path: Path,
 ) -> None:

@@ -108,6 +108,12 @@ def test_anything_that_converts_to_a_finite_float_is_the_reward(body, reward):
             "    def __repr__(self): return 'nothing'\nreturn 1",
             "grade's process sent something that is not a result",
         ),
+        (
+            "global float\nfloat = lambda value: Odd()\nclass Odd:\n"
+            "    def __sub__(self, other): return 0\n"
+            "    def __repr__(self): return 'nan'\nreturn 1",
+            "grade's process sent something that is not a result",
+        ),
     ],
 )
 def test_a_failure_of_grade_is_the_samples_fault_and_says_where(body, details):
@@ -150,6 +156,13 @@ def test_a_source_that_fails_before_any_sample_is_run_once(source, details):
     sandbox.close()
     assert first == second == Outcome("source", details=details)
     assert time.monotonic() - started < 0.2
+
+
+@needs_monty
+def test_a_source_that_fails_before_this_sample_alone_is_not_the_samples_fault():
+    top = "import random\nif random.random() < 0.5: raise ValueError('odd')"
+    outcomes = {run("return 1", top=top, number=number)[0].kind for number in range(20)}
+    assert outcomes == {"reward", "source"}
 
 
 @needs_monty

@@ -1,15 +1,20 @@
 """What is told about a source before it ever runs."""
 
 import sys
+from pathlib import Path
 
+import pydantic
 import pytest
 
+from rft.errors import GraderError
+from rft.graders import GradingSettings, Python
 from rft.graders.python_source import (
     MAX_SOURCE_BYTES,
     PRODUCT_PACKAGES,
     is_installed,
     source_problems,
     source_warnings,
+    unreadable_problems,
 )
 
 GRADE = "def grade(sample, item): return 1.0\n"
@@ -205,3 +210,31 @@ def test_other_calls_are_not_warned_of(line):
 def test_warnings_come_in_the_order_of_the_source():
     source = "def f(x):\n    return eval(x)\nexec(f('a'))\n"
     assert [warning[:7] for warning in source_warnings(source)] == ["line 2:", "line 3:"]
+
+
+def test_packages_that_the_sandbox_cannot_read(tmp_path, monkeypatch):
+    folder = tmp_path / "elsewhere"
+    (folder / "my_package").mkdir(parents=True)
+    (folder / "my_package" / "__init__.py").touch()
+    (folder / "my_module.py").touch()
+    monkeypatch.syspath_prepend(str(folder))
+    source = (
+        "import my_module, json\nfrom my_package import x\nimport pydantic\nimport rft_sandbox\n"
+    )
+    packages = str(Path(pydantic.__file__).parent.parent)
+    found = unreadable_problems(source, [packages], "source")
+    assert {problem.what for problem in found} == {
+        f"line 1: the package my_module lies in {folder}/my_module.py, which the sandbox cannot read",
+        f"line 2: the package my_package lies in {folder}/my_package/__init__.py, "
+        "which the sandbox cannot read",
+    }
+    assert unreadable_problems(source, [packages, str(folder)], "source") == []
+
+
+def test_a_job_learns_of_unreadable_packages_before_it_grades(tmp_path, monkeypatch):
+    (tmp_path / "my_module.py").touch()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    document = Python(type="python", source="import my_module\ndef grade(sample, item): return 1")
+    with pytest.raises(GraderError, match=r"my_module lies in .*, which the sandbox cannot read"):
+        document.open(GradingSettings(sandbox="kernel"))
+    document.open(GradingSettings(sandbox="unsafe-local")).close()
