@@ -33,7 +33,7 @@ GRACE_SECONDS = 0.8
 START_SECONDS = 30.0
 """How long a new process may take to say that it is there."""
 MAX_REPLY_BYTES = 1 << 20
-MAX_DETAILS = 8192
+MAX_REPLY_DETAILS = 8192
 OUTCOME_KINDS = ("reward", "fault", "timeout", "memory", "sandbox")
 REPLY_KINDS = ("started", "ready", "source", "tidy", *OUTCOME_KINDS)
 
@@ -72,6 +72,8 @@ class Sandbox:
         self._idle: list[Worker] = []
         self._workers: set[Worker] = set()
         self._source_fault: Outcome | None = None
+        self._has_loaded = False
+        """Whether any worker has loaded the source: what fails after that is no fault of the source."""
         self._is_closed = False
 
     def run(self, request: bytes) -> Outcome:
@@ -125,12 +127,13 @@ class Sandbox:
             is_closed = self._is_closed
         failure = CLOSED if is_closed else worker.load(self._source)
         if failure is None:
+            self._has_loaded = True
             return worker
         self._discard(worker)
         with self._lock:
             if self._is_closed:
                 failure = CLOSED
-            if failure.kind == "source":
+            if failure.kind == "source" and not self._has_loaded:
                 self._source_fault = failure
         raise NoWorker(failure)
 
@@ -174,8 +177,8 @@ class Worker:
         """It no longer answers."""
         self._limits = limits
         self._tier = tier
-        self._scratch = tempfile.mkdtemp(prefix="rft-grader-")
         self._channel, theirs = socket.socketpair()
+        self._scratch = tempfile.mkdtemp(prefix="rft-grader-")
         # -I less its -E: the environment is ours, and -E would ignore PYTHONHASHSEED, without
         # which sets iterate in another order in every worker.
         command = [sys.executable, "-P", "-s", "-B", str(WORKER_FILE), str(theirs.fileno())]
@@ -212,7 +215,7 @@ class Worker:
             details = f"the grading process did not start: {error}{self.exit_words()}"
             return Outcome("sandbox", details=details)
         if reply["kind"] == "sandbox":
-            return Outcome("sandbox", details=readable(reply.get("details")))
+            return Outcome("sandbox", details=readable(reply.get("details"), self._scratch))
         try:
             self._send(source.encode("utf-8", "surrogatepass"), START_SECONDS)
             reply = self._receive(seconds + GRACE_SECONDS)
@@ -225,7 +228,8 @@ class Worker:
             return Outcome("source", details=details)
         if reply["kind"] == "ready":
             return None
-        return Outcome("source", details=readable(reply.get("details", "it sent no reply")))
+        details = readable(reply.get("details", "it sent no reply"), self._scratch)
+        return Outcome("source", details=details)
 
     def run(self, request: bytes) -> Outcome:
         """One sample; raises OSError, EOFError or ValueError when the worker fails."""
@@ -243,7 +247,7 @@ class Worker:
             raise ValueError(f"it sent a reply of kind {reply['kind']}")
         reward = read_finite(reply.get("reward", 0.0))
         self.num_graded += 1
-        return Outcome(reply["kind"], reward, readable(reply.get("details", "")))
+        return Outcome(reply["kind"], reward, readable(reply.get("details", ""), self._scratch))
 
     def is_alive(self) -> bool:
         return self._process.poll() is None
@@ -273,8 +277,9 @@ class Worker:
         if self._tier != "kernel":
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(2)
-        with contextlib.suppress(OSError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        if self._process.returncode is None:  # once it is reaped, its number may be another's
+            with contextlib.suppress(OSError):
+                os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         self._channel.close()
         remove_folder(self._scratch)
@@ -316,9 +321,12 @@ def read_finite(value: object) -> float:
     raise ValueError("it sent a reward that is no finite number")
 
 
-def readable(details: object) -> str:
-    """The end of a text that foreign code wrote, in characters that every file takes."""
-    text = str(details)[-MAX_DETAILS:]
+def readable(details: object, scratch: str) -> str:
+    """The end of a text that foreign code wrote, in characters that every file takes.
+
+    The worker's folder, named anew each time, stands as `~`: equal runs have equal texts.
+    """
+    text = str(details).replace(scratch, "~")[-MAX_REPLY_DETAILS:]
     return text.encode("utf-8", "backslashreplace").decode()
 
 

@@ -34,7 +34,7 @@ MAX_OUTPUT_BYTES = 1 << 16
 """Of standard output and of standard error each; what is printed beyond is dropped."""
 MAX_CODE_BYTES = MAX_FRAME_BYTES // 4
 POLL_SECONDS = 0.01
-NUM_ENTRIES_REMOVED = 100_000
+NUM_ENTRIES_REMOVED = 1_000
 FILE_NAME = "<code>"
 
 
@@ -123,33 +123,31 @@ def serve_and_exit(serve: Callable[[int], None], channel: int) -> NoReturn:
     os._exit(0)
 
 
-def serve_code(
-    channel: int, scratch: ScratchFolder, enter: Callable[[Reply], None], end: Callable[[int], None]
-) -> None:
-    """Runs what the channel asks for until it ends.
+Enter = Callable[[Reply, ScratchFolder], None]
+"""Confines a child to the folder of its run, before it runs anything."""
+End = Callable[[int], None]
+"""Kills a child with all it left running."""
 
-    `enter` confines a child before it runs anything, `end` kills one with all it left running.
-    """
+
+def serve_code(channel: int, folder: str, enter: Enter, end: End) -> None:
+    """Runs what the channel asks for until it ends, each time in a new folder inside `folder`."""
+    num_runs = 0
     while True:
         request = json.loads(read_frame(channel))
-        if request["kind"] == "run":
-            write_frame(channel, run(request, channel, scratch, enter, end))
+        if request["kind"] != "run":
+            continue
+        num_runs += 1
+        scratch = ScratchFolder(os.path.join(folder, f"run-{num_runs}"))
+        write_frame(channel, run(request, channel, scratch, enter, end))
+        if scratch.is_emptied(NUM_ENTRIES_REMOVED):  # else the worker sees it, and goes
+            os.rmdir(scratch.path)
+        os.close(scratch.fd)
 
 
-def run(
-    request: Reply,
-    channel: int,
-    scratch: ScratchFolder,
-    enter: Callable[[Reply], None],
-    end: Callable[[int], None],
-) -> Reply:
+def run(request: Reply, channel: int, scratch: ScratchFolder, enter: Enter, end: End) -> Reply:
     """One run in a fork; cut short when something else is said over the channel."""
-    if not scratch.is_emptied(NUM_ENTRIES_REMOVED):
-        return {"failure": "the folder of the last run could not be emptied"}
     outs = [os.pipe(), os.pipe()]
-    stdin = os.memfd_create("stdin")
-    os.write(stdin, request["stdin"].encode("utf-8", "surrogatepass"))
-    os.lseek(stdin, 0, os.SEEK_SET)
+    stdin = unnamed_file(scratch.path + ".stdin", request["stdin"])
     pid = os.fork()
     if pid == 0:
         try:
@@ -157,7 +155,7 @@ def run(
                 os.dup2(fd, number)
             for fd in (channel, stdin, *outs[0], *outs[1]):
                 os.close(fd)
-            enter(request)
+            enter(request, scratch)
         except BaseException:
             os._exit(1)
         execute_and_exit(request["source"])
@@ -170,6 +168,17 @@ def run(
         end(pid)
         for reading, _ in outs:
             os.close(reading)
+
+
+def unnamed_file(path: str, text: str) -> int:
+    """A descriptor that reads a text from its beginning, of a file that is already unlinked."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    os.unlink(path)
+    data = memoryview(text.encode("utf-8", "surrogatepass"))
+    while data:
+        data = data[os.write(fd, data) :]
+    os.lseek(fd, 0, os.SEEK_SET)
+    return fd
 
 
 def execute_and_exit(source: str) -> NoReturn:

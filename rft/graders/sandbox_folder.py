@@ -5,6 +5,7 @@ paths: a sample may have put a link to anywhere in the place of anything.
 """
 
 import contextlib
+import errno
 import math
 import os
 import stat
@@ -79,12 +80,24 @@ def lift_folders(name: str, top: int, prefix: str) -> int:
         for index, entry in enumerate(entries):
             if is_folder(entry, folder):
                 os.close(open_folder(entry, folder))  # a closed folder cannot be moved
-                os.rename(entry, f"{prefix}-{index}", src_dir_fd=folder, dst_dir_fd=top)
+                lift(entry, folder, f"{prefix}-{index}", top)
             else:
                 os.unlink(entry, dir_fd=folder)
     finally:
         os.close(folder)
     return len(entries)
+
+
+def lift(name: str, folder: int, new_name: str, top: int) -> None:
+    """Moves a folder up, or removes it where it is where Landlock (before Linux 5.19) forbids that."""
+    try:
+        os.rename(name, new_name, src_dir_fd=folder, dst_dir_fd=top)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        import shutil  # seldom needed, and every fork would pay for it
+
+        shutil.rmtree(name, dir_fd=folder)
 
 
 def open_folder(name: str, parent: int) -> int:
@@ -111,13 +124,21 @@ def sizes_below(folder: int, depth: int) -> Iterator[float]:
     if depth == 0:
         yield math.inf
         return
-    for name in os.listdir(folder):
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        names = []
+        yield math.inf
+    for name in names:
         try:
             entry = os.stat(name, dir_fd=folder, follow_symlinks=False)
             is_inner = stat.S_ISDIR(entry.st_mode)
             inner = os.open(name, OPEN_FOLDER, dir_fd=folder) if is_inner else None
-        except OSError:  # it is gone already, or was closed to its owner
+        except FileNotFoundError:  # it is gone already
             continue
+        except OSError:  # nobody can look into it
+            yield math.inf
+            return
         yield entry.st_blocks * 512
         if inner is not None:
             try:

@@ -16,6 +16,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Sequence
 from types import ModuleType
 
 from rft.graders.lockdown import (
@@ -66,11 +67,15 @@ def main() -> None:
     channel = int(sys.argv[1])
     home = os.getcwd()
     os.set_inheritable(channel, False)
+    is_alone = False
     try:
-        with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
-            serve(channel, home)
+        serve(channel, home)
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        is_alone = True
     finally:
         remove_folder(home)
+        if is_alone:  # nobody else would end what the source forked
+            os.killpg(0, signal.SIGKILL)
 
 
 def serve(channel: int, home: str) -> None:
@@ -101,22 +106,29 @@ class Worker:
         self._channel = channel
         self._timeout_seconds = float(job["timeout_seconds"])
         self._memory_mb = int(job["memory_mb"])
+        self._source_folder = os.path.join(home, "source")
+        os.mkdir(self._source_folder)
         self._scratch = ScratchFolder(os.path.join(home, "sample"))
+        self._code_folder = ScratchFolder(os.path.join(home, "code"))
         self._link: int | None = None
         self._grade: Grade | None = None
         self._reserve = [bytes(RESERVE_BYTES)]
         self._child: Child | None = None
         self._spared: set[int] = set()
-        code_scratch = ScratchFolder(os.path.join(home, "code"))
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            # They are meant for the job, whose launcher may send them to all its processes.
+            signal.signal(number, signal.SIG_IGN)
         set_limits(self._memory_mb)
         self._libc = c_library() if sys.platform.startswith("linux") else None
         self._locked = lock_worker(home) if job["tier"] == "kernel" else None
         if self._libc:
             self._libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         # Now, before the source comes: what runs a model's code must never have seen it.
-        self._code = self._start_code(code_scratch) if job["runs_code"] else None
+        self._code = self._start_code() if job["runs_code"] else None
         self._lockdown = (
-            self._locked.lockdown_of_children([home], self._scratch.path) if self._locked else None
+            self._locked.lockdown_of_children([self._source_folder], self._scratch.path)
+            if self._locked
+            else None
         )
 
     def load(self, source: str) -> str:
@@ -126,6 +138,8 @@ class Worker:
         sys.modules[MODULE] = sandbox_module(lambda: self._link)
         lines = [line + "\n" for line in source.split("\n")]
         linecache.cache[FILE_NAME] = (len(source), None, lines, FILE_NAME)
+        os.chdir(self._source_folder)
+        os.environ["HOME"] = os.environ["TMPDIR"] = self._source_folder
         # The engine may be gone while the source runs: then nothing else would end an endless loop.
         signal.setitimer(signal.ITIMER_REAL, self._timeout_seconds)
         worker, failure, grade = os.getpid(), "", None
@@ -162,7 +176,8 @@ class Worker:
             grade_and_exit(self._grade, request, theirs.detach(), self._memory_mb, reserve)
         theirs.close()
         os.close(output_of_child)
-        self._child = Child(pid, ours.detach(), output, self._scratch, self._memory_mb)
+        folders = (self._scratch, self._code_folder)
+        self._child = Child(pid, ours.detach(), output, folders, self._memory_mb)
         try:
             return self._child.wait(self._channel, self._code, self._timeout_seconds)
         except EOFError:
@@ -176,12 +191,13 @@ class Worker:
         """
         if self._child is None:
             return True
-        self._end(self._child.pid, self._spared)
+        self._end(self._child.pid, self._spared, self._child.is_reaped)
         self._child.close()
         self._child = None
         if self._code:
             self._code.settle()
-        return self._scratch.is_emptied(NUM_ENTRIES_REMOVED)
+        folders = (self._scratch, self._code_folder)
+        return all(folder.is_emptied(NUM_ENTRIES_REMOVED) for folder in folders)
 
     def _become_sample(self, link: int, output: int, worker: int) -> None:
         """Leaves the worker behind: own folder, output into a pipe, fewer rights.
@@ -199,23 +215,24 @@ class Worker:
         except BaseException:
             os._exit(1)
 
-    def _start_code(self, scratch: ScratchFolder) -> CodeProcess:
+    def _start_code(self) -> CodeProcess:
         """The process that runs a model's code, as confined as a sample's."""
         worker = os.getpid()
 
         def serve_runs(channel: int) -> None:
-            os.close(self._channel)
-            os.environ["HOME"] = os.environ["TMPDIR"] = scratch.path
+            close_all_but({channel})
             if self._libc:
                 die_with_parent(self._libc, worker)
-            lockdown = self._locked.lockdown_of_children([], scratch.path) if self._locked else None
             own_pid = os.getpid()
 
-            def enter(request: Reply) -> None:
+            def enter(request: Reply, folder: ScratchFolder) -> None:
                 limit_memory(read_code_limits(request, self._memory_mb))
-                self._enter(scratch, lockdown, own_pid)
+                os.environ["HOME"] = os.environ["TMPDIR"] = folder.path
+                locked = self._locked
+                lockdown = locked.lockdown_of_children([], folder.path) if locked else None
+                self._enter(folder, lockdown, own_pid)
 
-            serve_code(channel, scratch, enter, lambda pid: self._end(pid, set()))
+            serve_code(channel, self._code_folder.path, enter, lambda pid: self._end(pid, set()))
 
         return CodeProcess(serve_runs)
 
@@ -230,22 +247,29 @@ class Worker:
         else:
             os.setpgid(0, 0)
 
-    def _end(self, pid: int, spared: set[int]) -> None:
+    def _end(self, pid: int, spared: set[int], is_reaped: bool = False) -> None:
         """Ends a child and all it left running: where it is confined it could leave nothing."""
-        if self._locked:
-            kill_and_reap(pid)
-        else:
+        if not self._locked:
             end_family(pid, spared)
+        elif not is_reaped:
+            kill_and_reap(pid)
 
 
 class Child:
     """The worker's view of the process that grades one sample."""
 
-    def __init__(self, pid: int, link: int, output: int, scratch: ScratchFolder, memory_mb: int):
+    def __init__(
+        self,
+        pid: int,
+        link: int,
+        output: int,
+        folders: Sequence[ScratchFolder],
+        memory_mb: int,
+    ):
         self.pid = pid
         self._link = link
         self._output = output
-        self._scratch = scratch
+        self._folders = folders
         self._memory_mb = memory_mb
         self._received = bytearray()
         self._printed = bytearray()
@@ -254,6 +278,14 @@ class Child:
         self._status: int | None = None
         os.set_blocking(link, False)
         os.set_blocking(output, False)
+
+    @property
+    def is_reaped(self) -> bool:
+        """Whether its number may belong to another process by now."""
+        return self._status is not None
+
+    def _num_bytes(self) -> float:
+        return sum(folder.num_bytes(NUM_ENTRIES_MEASURED) for folder in self._folders)
 
     def close(self) -> None:
         os.close(self._link)
@@ -281,7 +313,7 @@ class Child:
                 return self._with_output(reply)
             if time.monotonic() - measured > MEASURE_SECONDS:
                 measured = time.monotonic()
-                if self._scratch.num_bytes(NUM_ENTRIES_MEASURED) > MAX_SCRATCH_BYTES:
+                if self._num_bytes() > MAX_SCRATCH_BYTES:
                     details = f"disk limit {MAX_SCRATCH_BYTES >> 20} MB"
                     return self._with_output({"kind": "memory", "details": details})
         details = f"timeout after {timeout_seconds:g} s"
@@ -305,8 +337,8 @@ class Child:
         request = read_run(frame)
         if request is None:
             return parse_result(frame)
-        if code is None or not code.ask(request, seconds):
-            self._to_send += packed({"failure": "there is no process to run code, or it is busy"})
+        if code is None or self._to_send or not code.ask(request, seconds):
+            return NOT_A_RESULT  # `run_code` waits for each reply, so this is not its request
         return None
 
     def _send(self) -> None:

@@ -85,6 +85,7 @@ OF_ANY_PROCESS = (
 )  # fmt: skip
 """Calls whose first argument names a process or thread, 0 being the caller."""
 ITSELF = 0
+SIGKILL = 9
 NO_CALL = 0xFFFFFFFF
 OWN_PID = 0x7FFFFFFF
 """Stands for the process a filter is for until `for_process` puts its number there; no pid is so high."""
@@ -173,8 +174,8 @@ def child_filter(architecture: Architecture) -> bytes:
     """What a child adds to the worker's filter: no forks, and signals to `OWN_PID` alone."""
     rules = {
         "clone": clone_rule(may_fork=False),
-        "kill": only(0, [OWN_PID]),
-        "tgkill": only(0, [OWN_PID]),
+        "kill": own_signal_rule(1),
+        "tgkill": own_signal_rule(2),
         "prctl": only(0, HARMLESS_PRCTL),
     }
     memory_outside_limits = number_of(NUMBERS, "memfd_create", architecture)
@@ -217,6 +218,18 @@ def only(argument: int, values: Sequence[int]) -> list[Instruction]:
     """Allows just those values of an argument; the kernel, too, reads its lower 32 bits."""
     tests = [(EQUAL, len(values) - index, 0, value) for index, value in enumerate(values)]
     return [load(argument), *tests, verdict(False), verdict(True)]
+
+
+def own_signal_rule(signal_argument: int) -> list[Instruction]:
+    """Allows signals to itself but the one by which the kernel ends those that take too much memory."""
+    return [
+        load(0),
+        (EQUAL, 0, 3, OWN_PID),
+        load(signal_argument),
+        (EQUAL, 1, 0, SIGKILL),
+        verdict(True),
+        verdict(False),
+    ]
 
 
 def socketpair_rule() -> list[Instruction]:

@@ -67,7 +67,7 @@ KINDS = {
     "nan": "fault",
     "exits": "fault",
     "segfaults": "fault",
-    "is killed": "memory",
+    "is killed": "fault",
     "hoards": "memory",
     "prints": "reward",
     "opens": "reward",

@@ -358,7 +358,7 @@ def test_retry_after_the_limit_is_not_waited_for() -> None:
         ("soon", 0, 0),
         ("", 0, 0),
         ("9" * 400, 0, 0),
-        (format_datetime(datetime.now(UTC) + timedelta(seconds=100), usegmt=True), 1, 100),
+        (format_datetime(datetime.now(UTC) + timedelta(hours=9), usegmt=True), 3600, 32400),
         (format_datetime(datetime.now(UTC) - timedelta(seconds=100), usegmt=True), 0, 0),
         ("Mon, 01 Jan 99999 00:00:00 GMT", 0, 0),
     ],

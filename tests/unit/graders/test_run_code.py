@@ -52,7 +52,7 @@ def test_programs_run_as_python_would_run_them(tier):
         "import sys; sys.exit('no')": result(stderr="no\n", exit_code=1),
         "x = 1\n1 / 0": result(stderr=traceback, exit_code=1),
         "import os; os._exit(5)": result(exit_code=5),
-        "import os; os.kill(os.getpid(), 9)": result(exit_code=-9),
+        "import os; os.kill(os.getpid(), 10)": result(exit_code=-10),
         "def f():\n    return y\ny = 4\nprint(f(), __name__)": result("4 __main__\n"),
         "open('left', 'w').close()\nimport os; print(os.listdir())": result("['left']\n"),
         "import os; print(os.listdir())": result("[]\n"),
@@ -179,11 +179,80 @@ def test_code_is_confined_like_a_sample():
         "import socket; socket.socket()",
         "import os; os.fork()",
         "import os; os.kill(os.getppid(), 9)",
-        "import os; print(os.listdir('../sample'))",
+        "import os; print(os.listdir('../../sample'))",
     ]
     for got in run_all("kernel", codes):
         assert got["exit_code"] == 1
         assert "PermissionError" in got["stderr"]
+
+
+@pytest.mark.parametrize("tier", TIERS)
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import os; os.mkdir('d', 0); os.mkdir('e', 0o300)",
+        "for n in range(1500): open(str(n), 'w').close()",
+        "import os; os.makedirs('a/b/c')",
+    ],
+)
+def test_what_a_run_leaves_harms_no_later_one(code, tier):
+    assert run_all(tier, ["print(1)", code, "print(2)", code, "print(3)"]) == [
+        result("1\n"),
+        result(),
+        result("2\n"),
+        result(),
+        result("3\n"),
+    ]
+
+
+def test_runs_of_one_grade_do_not_meet():
+    source = """
+from rft_sandbox import run_code
+def grade(sample, item):
+    run_code("import os; os.mkdir('d', 0); open('left', 'w').close()")
+    found = run_code("import os; print(os.listdir('.')); print(os.listdir('..'))")
+    assert found.stdout == "[]\\n", found
+    assert "PermissionError" in found.stderr, found
+    return 1.0
+"""
+    pool = Sandbox(source, Limits(20, 512))
+    try:
+        assert pool.run(b'{"sample": {}, "item": {}}') == Outcome("reward", 1.0)
+    finally:
+        pool.close()
+
+
+def test_code_holds_no_descriptor_but_its_own():
+    code = """
+import os
+for fd in range(3, 64):
+    try: os.fstat(fd)
+    except OSError: continue
+    print(fd)
+"""
+    assert run_all("kernel", [code]) == [result()]
+
+
+def test_requests_that_run_code_did_not_write_are_no_result():
+    source = """
+import json, os, struct
+import rft_sandbox
+def grade(sample, item):
+    body = json.dumps({"kind": "run", "source": "", "stdin": ""}).encode()
+    for fd in range(3, 64):
+        for _ in range(1000):
+            try: os.write(fd, struct.pack(">I", len(body)) + body)
+            except OSError: break
+    return 1.0
+"""
+    pool = Sandbox(source, Limits(20, 512))
+    try:
+        outcome = pool.run(b'{"sample": {}, "item": {}}')
+    finally:
+        pool.close()
+    assert outcome == Outcome(
+        "fault", details="grade's process sent something that is not a result"
+    )
 
 
 def test_misuse_is_told():

@@ -72,11 +72,6 @@ TIMEOUT = Outcome("timeout", details="timeout after 1 s")
             Outcome("memory", details="memory limit 128 MB"),
         ),
         (
-            "os.kill(os.getpid(), 9)",
-            {},
-            Outcome("memory", details="memory limit 512 MB: the process was killed"),
-        ),
-        (
             "os.closerange(0, 1000)",
             {},
             Outcome("fault", details="grade ended its process with exit code 1 before it returned"),
@@ -94,6 +89,38 @@ TIMEOUT = Outcome("timeout", details="timeout after 1 s")
 )
 def test_hostile_sample(body, limits, expected, tier):
     check_hostile_sample(body, limits, expected, tier)
+
+
+def test_only_the_kernel_kills_for_memory():
+    killed = Outcome("memory", details="memory limit 512 MB: the process was killed")
+    check_hostile_sample("os.kill(os.getpid(), 9)", {}, killed, "unsafe-local")
+    pool = sandbox("os.kill(os.getpid(), 9)", tier="kernel")
+    try:
+        outcome = pool.run(request())
+    finally:
+        pool.close()
+    assert outcome.kind == "fault"
+    assert "PermissionError" in outcome.details
+
+
+@pytest.mark.parametrize("tier", ["kernel", "unsafe-local"])
+def test_signals_meant_for_the_job_end_no_grade(tier):
+    body = "import signal\nfor number in (2, 15, 1): os.kill(os.getpid(), number)"
+    check_hostile_sample(body, {}, Outcome("reward", 1.0), tier)
+
+
+def test_a_worker_lost_while_it_loads_does_not_speak_for_the_source(tmp_path):
+    mark = tmp_path / "mark"
+    top = f"if os.path.exists({str(mark)!r}): os.kill(os.getpid(), 9)"
+    pool = sandbox("if item['hostile']: os.kill(os.getppid(), 9)\ntime.sleep(0.1)", top=top)
+    try:
+        assert pool.run(request(hostile=False)) == Outcome("reward", 1.0)
+        mark.touch()
+        assert pool.run(request(hostile=True)).kind in ("sandbox", "source")
+        mark.unlink()
+        assert pool.run(request(hostile=False)) == Outcome("reward", 1.0)
+    finally:
+        pool.close()
 
 
 @pytest.mark.parametrize(
