@@ -9,17 +9,20 @@ files, network and processes is the interpreter, which has no code for them. It 
 import json
 import math
 import os
+import re
 import signal
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
+from rft.graders.python_source import NAME as SOURCE_NAME
 from rft.graders.sandbox import CLOSED, Limits, Outcome
+from rft.graders.sandbox_sample import MAX_DETAILS
 
-SOURCE_NAME = "grader.py"
-MAX_DETAILS = 4096
-"""Characters of a traceback, and of the output, that are kept: the last ones."""
+SENT_SIGNAL = re.compile(r"signal:? ?(1|2|9|15)\b")
+"""SIGHUP, SIGINT, SIGKILL and SIGTERM in the words of a crash: sent by a terminal, a launcher or the
+kernel when memory is short."""
 MAX_FRAMES = 20
 MAX_PROCESSES = 64
 """More calls at the same time wait for each other."""
@@ -166,6 +169,8 @@ class MontySandbox:
     def _read_crash(self, crash: Any, output: "Output") -> Outcome:
         if crash.timed_out:
             return self._timeout(output)
+        if SENT_SIGNAL.search(str(crash)):  # the interpreter raises none of these itself
+            return Outcome("sandbox", details=f"monty's process was ended from outside: {crash}")
         details = f"grade ended its process before it returned: {crash}"
         return Outcome("fault", details=output.after(details))
 

@@ -408,7 +408,7 @@ def test_a_killed_interpreter_costs_its_own_sample_only():
         time.sleep(0.01)
     interpreter.kill()
     thread.join(5)
-    assert outcomes[0].kind == "fault" and "SIGKILL" in outcomes[0].details
+    assert outcomes[0].kind == "sandbox" and "SIGKILL" in outcomes[0].details
     assert sandbox.run(request(waits=False)) == Outcome("reward", 1.0)
     sandbox.close()
 
