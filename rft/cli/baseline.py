@@ -117,7 +117,13 @@ def _canaries(found: Mapping[str, Any]) -> list[str]:
         known = f"{canary['num_graded']}/{canary['num_rows']}" if canary["num_rows"] else "–"
         parts = [decimal(canary["parts"].get(key)) for key in keys]
         rows.append((CANARY_NAMES[kind], decimal(canary["reward_mean"]), *parts, known))
-    return table(("what these answers earn", "reward", *keys, "rows graded"), rows)
+    errors = [
+        f"{CANARY_NAMES[name]}: {kind} of {who} on {numbers['count']} of {canary['num_rows']} rows"
+        for name, canary in found["canaries"].items()
+        for who, kinds in canary["errors"].items()
+        for kind, numbers in kinds.items()
+    ]
+    return [*table(("what these answers earn", "reward", *keys, "rows graded"), rows), *errors]
 
 
 def _seconds(value: float | None) -> str:

@@ -1,5 +1,6 @@
 """`rft runs errors`: which graders failed, how often, on what, and why."""
 
+import json
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -11,10 +12,12 @@ from rft.cli.text import clean, decimal, indented, shorten, table
 from rft.runs.failures import (
     SPLITS,
     Cause,
+    FailingSample,
     Failure,
     GradingErrors,
     Place,
     Split,
+    failing_samples,
     grading_errors,
     last_lines,
 )
@@ -33,35 +36,61 @@ def errors(
     step: Annotated[
         int | None, typer.Option(min=0, help="Only this step and the evaluation after it.")
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="How many causes to print.")] = 8,
+    limit: Annotated[
+        int, typer.Option(min=1, help="How many causes to print; --all prints all there is.")
+    ] = 8,
+    every: Annotated[
+        bool,
+        typer.Option(
+            "--all",
+            help="Every failing sample in full, one by one: row, completion, tracebacks; also as JSON.",
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> Reply:
     """Show what graders failed on: counts and rates, then cases with their tracebacks.
 
-    Failures that differ at most by the values in their messages are one cause with a count.
+    Failures that differ at most by the values in their messages are one cause with a count and three
+    cases; --all shows every failing sample instead.
 
     \b
     Example:
       rft runs errors capitals-1
       rft runs errors capitals-1 --step 10 --kind python_grader_runtime_error
+      rft runs errors capitals-1 --step 10 --all
     """
     run = open_run(name, RUNS_FOLDER)
-    found = grading_errors(run, run.step if step is None else step, kind)
-    shown = found.causes[:limit]
+    step = run.step if step is None else step
+    found = grading_errors(run, step, kind)
     width = stdout_screen(as_json).width
     lines = [_headline(found, kind), *_summary_lines(found)]
+    if every:
+        samples = failing_samples(run, step, kind)
+        for sample in samples:
+            lines += ["", *_sample_lines(sample, width)]
+        return Reply(_page([_sample_document(sample) for sample in samples], found), lines, as_json)
+    shown = found.causes[:limit]
     for cause in shown:
         lines += ["", *_cause_lines(cause, width)]
     if num_left := len(found.causes) - len(shown):
-        lines += ["", f"{num_left} more; --limit, --kind and --step choose what is shown"]
-    document = {
+        lines += [
+            "",
+            f"{num_left} more; --limit, --kind and --step choose what is shown, --all shows all",
+        ]
+    page = _page([_cause_document(cause) for cause in shown], found, len(found.causes) > limit)
+    return Reply(page, lines, as_json)
+
+
+def _page(
+    data: list[dict[str, Any]], found: GradingErrors, has_more: bool = False
+) -> dict[str, Any]:
+    return {
         "object": "list",
-        "data": [_cause_document(cause) for cause in shown],
-        "has_more": len(found.causes) > limit,
+        "data": data,
+        "has_more": has_more,
         "summary": _summary(found),
         "num_completions": dict(found.num_completions),
     }
-    return Reply(document, lines, as_json)
 
 
 def _headline(found: GradingErrors, kind: str | None) -> str:
@@ -133,19 +162,46 @@ def _cause_lines(cause: Cause, width: int) -> list[str]:
 
 def _failure_lines(failure: Failure, details: str, width: int) -> list[str]:
     completion = failure.completion
-    reward = completion["reward"]
-    earned = "ungraded" if reward is None else f"reward {decimal(reward)}"
     return [
-        f"  {_place_text(failure.place)}, {earned}",
+        f"  {_place_text(failure.place)}, {_earned(completion)}",
         f"    prompt  {shorten(last_message(completion), width - 12)}",
         *indented(completion["output_text"] or "", "    │ ", width, 12),
-        # lines of code keep their indentation
-        *(f"    {line}" for line in clean(details).rstrip().split("\n") if line),
+        *_details_lines(details),
     ]
+
+
+def _sample_lines(sample: FailingSample, width: int) -> list[str]:
+    """The sample with nothing left out."""
+    completion = sample.completion
+    text = completion["output_text"] or ""
+    lines = [
+        f"{_place_text(sample.place)}, {_earned(completion)}",
+        f"    item    {json.dumps(completion['item'], ensure_ascii=False)}",
+        f"    prompt  {clean(last_message(completion))}".replace("\n", "\n            "),
+        *(f"    │ {line}" for line in clean(text).split("\n")),
+    ]
+    for failure in sample.failures:
+        lines += [f"  {failure.grader}: {failure.kind}", *_details_lines(failure.details)]
+    return [part for line in lines for part in line.split("\n")]
+
+
+def _details_lines(details: str) -> list[str]:
+    """Indented; lines of code keep their own indentation."""
+    return [f"    {line}" for line in clean(details).rstrip().split("\n") if line]
+
+
+def _earned(completion: Mapping[str, Any]) -> str:
+    reward = completion["reward"]
+    return "ungraded" if reward is None else f"reward {decimal(reward)}"
 
 
 def _place_text(place: Place) -> str:
     return f"step {place.step} {place.split} row {place.row} sample {place.sample}"
+
+
+def _sample_document(sample: FailingSample) -> dict[str, Any]:
+    """The completion as it is kept; `errors` has the details by grader and kind."""
+    return {**sample.completion, "split": sample.place.split}
 
 
 def _cause_document(cause: Cause) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -103,7 +104,12 @@ class Multi(Document):
 
     def open(self, settings: GradingSettings) -> Grader:
         formula = parse_formula(self.calculate_output, self.graders, "calculate_output")
-        parts = {key: part.open(settings) for key, part in self.graders.items()}
+        parts: dict[str, Grader] = {}
+        with ExitStack() as opened:
+            for key, part in self.graders.items():
+                parts[key] = part.open(settings)
+                opened.callback(parts[key].close)
+            opened.pop_all()
         return MultiGrader(self, settings, formula, parts)
 
 
@@ -144,8 +150,10 @@ class MultiGrader(Grader):
         return Grade(self.name, self.type, reward, grades, errors, latency, usage)
 
     def close(self) -> None:
-        for part in self.parts.values():
-            part.close()
+        # a part that fails to close does not keep the others open
+        with ExitStack() as closing:
+            for part in self.parts.values():
+                closing.callback(part.close)
 
 
 def key_problem(key: str, where: str) -> Problem:

@@ -45,6 +45,17 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
+class FailingSample:
+    """A completion over which at least one grader raised an error."""
+
+    place: Place
+    failures: tuple[Failure, ...]
+    """All that were raised over it."""
+    completion: Mapping[str, Any]
+    """The completion by the columns of its parquet file."""
+
+
+@dataclass(frozen=True, slots=True)
 class Cause:
     """Failures of one grader for one cause: they differ at most by the values in their messages."""
 
@@ -102,6 +113,25 @@ def grading_errors(run: Run, step: int | None = None, kind: str | None = None) -
         for cause in sorted(places, key=lambda cause: -len(places[cause]))
     ]
     return GradingErrors(num_completions, tuple(causes))
+
+
+def failing_samples(
+    run: Run, step: int | None = None, kind: str | None = None
+) -> list[FailingSample]:
+    """Every kept sample with an error, or with one of a kind, of a run or of one of its steps, in order.
+
+    Raises RunError when nothing of the step is kept or a file is damaged.
+    """
+    # pyarrow takes longer to load than all the rest of a command
+    from rft.runs.tables import read_failing
+
+    found = []
+    for path, split in kept_files(run, step):
+        for row in read_failing(path):
+            failures = tuple(failures_of(row, split))
+            if failures and (kind is None or kind in {failure.kind for failure in failures}):
+                found.append(FailingSample(failures[0].place, failures, row))
+    return found
 
 
 def kept_files(run: Run, step: int | None) -> Iterator[tuple[Path, Split]]:

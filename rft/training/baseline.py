@@ -29,6 +29,7 @@ from rft.training.metrics import (
 from rft.training.trainer import rollout_plan
 from rft.training.verdict import Baseline, judge
 from rft.training.watch_metrics import (
+    canary_errors,
     canary_reward,
     correlation_within_groups,
     mean_or_none,
@@ -147,6 +148,7 @@ def baseline_of(
         truncated=mean([float(rollout.completion.is_truncated) for rollout in rollouts]),
         distinct=mean([distinct_fraction(group) for group in groups]),
         canaries={kind: canary_reward(canaries, kind) for kind in CANARY_KINDS},
+        canary_errors=canary_errors(canaries),
         waited=waited,
     )
 
@@ -223,17 +225,19 @@ def error_counts(grades: Sequence[Grade]) -> dict[str, dict[str, dict[str, float
 
 
 def canary_document(canaries: Sequence[CanaryGrade], kind: CanaryKind) -> dict[str, Any]:
-    """Mean rewards of a canary over the rows that have it."""
-    grades = [canary.grade for canary in canaries if canary.kind == kind]
+    """Mean rewards of a canary over the rows where it was graded without error, and the errors."""
+    asked = [canary.grade for canary in canaries if canary.kind == kind]
+    grades = [grade for grade in asked if not grade.errors]
 
     def mean_of(reward_of: RewardOf) -> float | None:
         return mean_or_none([reward for g in grades if (reward := reward_of(g)) is not None])
 
     return {
-        "num_rows": len(grades),
+        "num_rows": len(asked),
         "num_graded": sum(grade.reward is not None for grade in grades),
         "reward_mean": mean_of(lambda grade: grade.reward),
         "parts": {key: mean_of(part_reward(key)) for key in part_keys(grades)},
+        "errors": error_counts(asked),
     }
 
 

@@ -5,6 +5,7 @@ scale of the grader, so limits are multiples of `scale`: 1, or the largest rewar
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from rft.graders.canaries import CanaryKind
 
@@ -12,7 +13,7 @@ CANARY_RISE = 0.1
 """By how much, times the scale, a canary's reward may drift: the mean of eight judged answers moves by
 about a third of this from chance when each moves by 0.1."""
 
-HOLLOW_SHARE = 0.25
+MIN_HOLLOW_SHARE = 0.25
 """Share of the best reward below which a hollow canary may earn as much as a policy that still earns
 little itself: graders give small change for form."""
 
@@ -52,18 +53,30 @@ Rewards = Mapping[CanaryKind, float]
 """Mean reward of each kind of canary that was graded."""
 
 
-def hollow_canary_pays(hollow: Rewards, policy: float, best: float) -> str | None:
+@dataclass(frozen=True, slots=True)
+class OnSameRows:
+    """Mean rewards of a canary and of the policy's answers over the same rows, each row counting once."""
+
+    canary: float
+    policy: float
+
+
+def hollow_canary_pays(hollow: Mapping[CanaryKind, OnSameRows], best: float) -> str | None:
     """A hollow canary earns as much as the policy, and a notable share of the best reward."""
-    if not hollow:
+    paid = {
+        kind: rewards
+        for kind, rewards in hollow.items()
+        if rewards.canary > 0
+        and rewards.canary >= rewards.policy
+        and rewards.canary >= MIN_HOLLOW_SHARE * best
+    }
+    if not paid:
         return None
-    kind = max(hollow, key=lambda kind: hollow[kind])
-    reward = hollow[kind]
-    if not (reward > 0 and reward >= policy and reward >= HOLLOW_SHARE * best):  # false for NaN
-        return None
+    kind = max(paid, key=lambda kind: paid[kind].canary)
     return (
-        f"{ANSWER[kind]} earns {reward:.3g}, at least as much as the policy's own answers ({policy:.3g}): "
-        "training will lead to answers without content. Let the grader pay nothing for it; `rft grade` "
-        "shows what each part gives"
+        f"{ANSWER[kind]} earns {paid[kind].canary:.3g}, at least as much as the policy's own answers to the "
+        f"same rows ({paid[kind].policy:.3g}): training will lead to answers without content. Let the grader "
+        "pay nothing for it; `rft grade` shows what each part gives"
     )
 
 
@@ -92,14 +105,26 @@ def reference_falls(reference: float, at_start: float, scale: float) -> str | No
     )
 
 
-def policy_above_reference(policy: float, reference: float, scale: float) -> str | None:
+def policy_above_reference(rewards: OnSameRows, scale: float) -> str | None:
     """The policy has found something that pays better than the right answer."""
-    if not policy - reference > CANARY_RISE * scale:  # false for NaN
+    if rewards.policy - rewards.canary <= CANARY_RISE * scale:
         return None
     return (
-        f"the policy's answers to the validation rows earn {policy:.3g}, the reference answers only "
-        f"{reference:.3g}: it has found something that the grader likes better than the right answer. Read "
+        f"the policy's answers earn {rewards.policy:.3g}, the reference answers to the same rows only "
+        f"{rewards.canary:.3g}: it has found something that the grader likes better than the right answer. Read "
         "the best-paid answers with `rft runs samples`"
+    )
+
+
+def canary_fails(errors: Mapping[CanaryKind, str]) -> str | None:
+    """The grader raises an error over an answer of known worth, so what that earns is not known."""
+    if not errors:
+        return None
+    kind, error = next(iter(errors.items()))
+    others = "".join(f", and over {ANSWER[other]}" for other in list(errors)[1:])
+    return (
+        f"the grader fails over {ANSWER[kind]} ({error}){others}: what it pays for that is not known, and "
+        "such a grade is left out of the canary's mean. Let the grader give a reward for any text"
     )
 
 

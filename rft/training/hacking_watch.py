@@ -10,6 +10,7 @@ from rft.training.conditions import Conditions
 from rft.training.evaluation import Evaluation, mean
 from rft.training.hacking import (
     answers_repeat,
+    canary_fails,
     gap_has_grown,
     hollow_canary_pays,
     hollow_canary_rises,
@@ -20,8 +21,10 @@ from rft.training.hacking import (
 )
 from rft.training.trainer import StepRecord
 from rft.training.watch_metrics import (
+    canary_errors,
     contributions,
     evaluation_watch_metrics,
+    on_same_rows,
     rewards_and_lengths,
     rollout_watch_metrics,
     shared_answers,
@@ -87,16 +90,25 @@ class HackingWatch:
         graded = {kind: reward for kind, reward in rewards.items() if reward is not None}
         first = {kind: self._conditions.first(kind, reward) for kind, reward in graded.items()}
         hollow = {kind: graded[kind] for kind in HOLLOW_KINDS if kind in graded}
-        policy, scale = evaluation.graded_reward_mean, reward_scale(evaluation)
+        scale = reward_scale(evaluation)
+        compared = {kind: pair for kind in graded if (pair := on_same_rows(evaluation, kind))}
         best = graded.get("reference", best_reward(evaluation))
         texts = {
-            "hollow canary pays": hollow_canary_pays(hollow, policy, best),
+            "hollow canary pays": hollow_canary_pays(
+                {kind: compared[kind] for kind in HOLLOW_KINDS if kind in compared}, best
+            ),
             "hollow canary rises": hollow_canary_rises(hollow, first, scale),
         }
         if "reference" in graded:
             reference = graded["reference"]
             texts["reference falls"] = reference_falls(reference, first["reference"], scale)
-            texts["above reference"] = policy_above_reference(policy, reference, scale)
+        if "reference" in compared:
+            texts["above reference"] = policy_above_reference(compared["reference"], scale)
+        errors = canary_errors(evaluation.canaries)
+        # apart, as one says that the grader is broken and the other that it is touchy
+        hollow_errors = {kind: errors.pop(kind) for kind in HOLLOW_KINDS if kind in errors}
+        texts["reference fails"] = canary_fails(errors)
+        texts["hollow canary fails"] = canary_fails(hollow_errors)
         return [self._conditions.once(1, name, text) for name, text in texts.items()]
 
     def _signs_in_rewards(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rft.graders.canaries import HOLLOW_KINDS, CanaryKind
+from rft.training import hacking
 from rft.training.hacking import ANSWER, LENGTH_CORRELATION
 
 MOST = 0.5
@@ -18,7 +19,7 @@ step in eight (e⁻²) has none."""
 NOTABLE_ERROR_RATE = 0.1
 """Errors of one kind from which on they are worth mending; the share a running job warns at."""
 
-HOLLOW_SHARE = 0.5
+MAX_HOLLOW_SHARE = 0.5
 """Share of the right answer's reward that an answer without content must stay below."""
 
 NEAR_BEST = 0.9
@@ -72,7 +73,9 @@ class Baseline:
     truncated: float
     distinct: float
     canaries: Mapping[CanaryKind, float | None]
-    """Mean reward of each; None where none is known or was graded."""
+    """Mean reward of each; None where none is known or was graded without error."""
+    canary_errors: Mapping[CanaryKind, str]
+    """The first error over each kind that has one, in a line."""
     waited: float
     """Share of the sampling time spent waiting for grades."""
 
@@ -116,7 +119,7 @@ def judge(baseline: Baseline) -> Verdict:
 
 def failing_grades(baseline: Baseline) -> Finding | None:
     """So many grades fail that the job would pause at its first step."""
-    if baseline.failed <= baseline.error_pause_rate and baseline.reward_mean is not None:
+    if baseline.failed <= baseline.error_pause_rate:
         return None
     return Finding(
         "blocker",
@@ -127,9 +130,24 @@ def failing_grades(baseline: Baseline) -> Finding | None:
     )
 
 
+def nothing_graded(baseline: Baseline) -> Finding | None:
+    """There is not one reward, and the job would go on all the same."""
+    if baseline.reward_mean is not None or baseline.failed > baseline.error_pause_rate:
+        return None
+    return Finding(
+        "blocker",
+        "nothing_graded",
+        f"No completion got a reward ({_kinds(baseline)}), so there is nothing to learn from, and the job "
+        f"would go on without effect (engine.grading.error_pause_rate is {baseline.error_pause_rate:g}). "
+        "Mend the grader first, and try it with rft grade",
+    )
+
+
 def some_errors(baseline: Baseline) -> Finding | None:
-    """Grades fail, but the job would go on."""
-    if not baseline.error_rates or baseline.failed > baseline.error_pause_rate:
+    """Grades fail, but others do not, and the job would go on."""
+    if not baseline.error_rates or baseline.reward_mean is None:
+        return None
+    if baseline.failed > baseline.error_pause_rate:
         return None
     is_notable = max(baseline.error_rates.values()) >= NOTABLE_ERROR_RATE
     return Finding(
@@ -254,7 +272,7 @@ def hollow_pays(baseline: Baseline) -> Finding | None:
         return None
     kind = max(hollow, key=lambda kind: hollow[kind])
     reward, reference = hollow[kind], baseline.canaries.get("reference")
-    is_near_best = reward > HOLLOW_SHARE * baseline.best_reward
+    is_near_best = reward > MAX_HOLLOW_SHARE * baseline.best_reward
     is_above_model = baseline.reward_mean is not None and reward > baseline.reward_mean
     if reward <= 0 or not (is_near_best or is_above_model):
         return None
@@ -341,7 +359,7 @@ def slow_grader(baseline: Baseline) -> Finding | None:
 
 def no_reference(baseline: Baseline) -> Finding | None:
     """The right answers are not known to this program."""
-    if baseline.canaries.get("reference") is not None:
+    if baseline.canaries.get("reference") is not None or "reference" in baseline.canary_errors:
         return None
     return Finding(
         "note",
@@ -351,8 +369,18 @@ def no_reference(baseline: Baseline) -> Finding | None:
     )
 
 
+def canary_fails(baseline: Baseline) -> Finding | None:
+    """The grader raises an error over an answer of known worth."""
+    text = hacking.canary_fails(baseline.canary_errors)
+    if text is None:
+        return None
+    weight: Weight = "change" if "reference" in baseline.canary_errors else "note"
+    return Finding(weight, "canary_fails", text[0].upper() + text[1:])
+
+
 CHECKS: tuple[Callable[[Baseline], Finding | None], ...] = (
     failing_grades,
+    nothing_graded,
     no_signal,
     some_errors,
     too_hard,
@@ -363,6 +391,7 @@ CHECKS: tuple[Callable[[Baseline], Finding | None], ...] = (
     same_answers,
     hollow_pays,
     reference_fails,
+    canary_fails,
     length_pays,
     headroom,
     slow_grader,

@@ -12,7 +12,9 @@ from rft.graders.canaries import CANARY_KINDS, CanaryKind, reference_answer
 from rft.graders.fault import GradingFault
 from rft.graders.formula import parse_formula
 from rft.graders.multi import Multi
+from rft.runs.failures import last_lines
 from rft.training.evaluation import CanaryGrade, Evaluation, mean
+from rft.training.hacking import OnSameRows
 from rft.training.trainer import StepRecord
 from rft.types import Group
 
@@ -37,14 +39,55 @@ def evaluation_watch_metrics(
 
 
 def canary_metrics(canaries: Sequence[CanaryGrade]) -> dict[str, float | None]:
-    """Mean reward of each kind of canary over those that were graded; None where there is none."""
+    """Mean reward of each kind of canary over those graded without error; None where there is none."""
     return {f"canary/{kind}_reward_mean": canary_reward(canaries, kind) for kind in CANARY_KINDS}
 
 
 def canary_reward(canaries: Iterable[CanaryGrade], kind: CanaryKind) -> float | None:
-    """Mean reward of one kind of canary; None when none was graded."""
-    rewards = [canary.grade.reward for canary in canaries if canary.kind == kind]
-    return mean_or_none([reward for reward in rewards if reward is not None])
+    """Mean reward of one kind of canary; None when none was graded without error."""
+    return mean_or_none([reward for _, reward in canary_rewards(canaries, kind)])
+
+
+def canary_rewards(canaries: Iterable[CanaryGrade], kind: CanaryKind) -> list[tuple[int, float]]:
+    """Row and reward of each canary of a kind that was graded without error.
+
+    What a failing grader pays, the minimum as a rule, does not say what it thinks of the answer.
+    """
+    return [
+        (canary.row, canary.grade.reward)
+        for canary in canaries
+        if canary.kind == kind and canary.grade.reward is not None and not canary.grade.errors
+    ]
+
+
+def canary_errors(canaries: Sequence[CanaryGrade]) -> dict[CanaryKind, str]:
+    """The first error over each kind of canary that has one: its flag and the last line of its details."""
+    found: dict[CanaryKind, str] = {}
+    for kind in CANARY_KINDS:
+        errors = [canary.grade.errors for canary in canaries if canary.kind == kind]
+        for flag, details in [entry for raised in errors for entry in raised.items()][:1]:
+            found[kind] = f"{flag}: {last_lines(details, 1) or 'no details'}"
+    return found
+
+
+def on_same_rows(evaluation: Evaluation, kind: CanaryKind) -> OnSameRows | None:
+    """What a canary and the policy earn on the rows where both were graded; None where there is none.
+
+    What can be earned differs from row to row, so means over different rows cannot be compared.
+    """
+    policy_rewards = {
+        group.ordinal: rewards
+        for group in evaluation.groups
+        if (rewards := rewards_and_lengths([group])[0])
+    }
+    pairs = [
+        (reward, mean(policy_rewards[row]))
+        for row, reward in canary_rewards(evaluation.canaries, kind)
+        if row in policy_rewards
+    ]
+    if not pairs:
+        return None
+    return OnSameRows(mean([canary for canary, _ in pairs]), mean([policy for _, policy in pairs]))
 
 
 def train_valid_gap(train_reward_mean: float | None, evaluation: Evaluation) -> float | None:

@@ -143,6 +143,46 @@ def test_a_program_gets_a_page_of_causes(run: Path, capsys: pytest.CaptureFixtur
     assert example["completion"] == "answer 1"
 
 
+def test_all_shows_every_failing_sample_in_full(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = "\n".join(f"line {number}" for number in range(20))
+    with RunWriter(run.parent / "b-1", [("both", "multi")]) as writer:
+        writer.samples(1, [row(n, broken(f"x{n}")) | {"output_text": long} for n in range(5)])
+    assert main(["runs", "errors", "b-1", "--all"]) == 0
+    shown = capsys.readouterr().out
+    samples = shown.split("\n\n")[2:]
+    assert len(samples) == 5
+    answer = "".join(f"    │ line {number}\n" for number in range(20))
+    assert samples[4] == (
+        "step 1 train row 4 sample 0, ungraded\n"
+        '    item    {"key": 4}\n'
+        "    prompt  question 4\n"
+        f"{answer}"
+        "  code: python_grader_runtime_error\n"
+        "    Traceback (most recent call last):\n"
+        '      File "grader.py", line 2, in grade\n'
+        '        return 1 / int(sample["output_text"])\n'
+        "                   ~~~^^^^^^^^^^^^^^^^^^^^^^^\n"
+        "    ValueError: invalid literal for int() with base 10: 'x4'\n"
+        "    output:\n"
+        "    trying x4\n"
+    )
+
+
+def test_a_program_gets_every_failing_sample(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = document(capsys, "a-1", "--all", "--limit", "1")
+    assert [(entry["split"], entry["row"]) for entry in page["data"]] == [
+        *(("train", number) for number in range(9)),
+        ("valid", 0),
+    ]
+    assert page["data"][8]["errors"] == broken("x8") and page["data"][8]["item"] == {"key": 8}
+    assert page["has_more"] is False and page["num_completions"] == {"train": 10, "valid": 3}
+    (entry,) = document(capsys, "a-1@1", "--all", "--kind", "other_error")["data"]
+    assert (entry["split"], entry["completion"]) == ("valid", "answer 0")
+    assert main(["runs", "errors", "a-1", "--all", "--step", "4"]) == 2
+
+
 def test_one_kind_and_one_step(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (cause,) = document(capsys, "a-1", "--kind", "other_error")["data"]
     assert cause["places"] == [{"step": 1, "split": "valid", "row": 0, "sample": 0}]

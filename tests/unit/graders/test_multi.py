@@ -3,7 +3,9 @@ from pydantic import ValidationError
 
 from rft.errors import GraderError
 from rft.graders import GradingSettings, Multi, grader_parts, open_grader, problems_of
+from rft.graders.grader import Grader
 from rft.graders.multi import own_errors
+from rft.graders.string_check import StringCheck
 
 EXACT = {
     "type": "string_check",
@@ -116,6 +118,54 @@ def test_its_own_errors_are_told_from_those_of_its_parts():
     assert own_errors(grade(multi("1 / exact", exact=EXACT))).keys() == {"other_error"}
     part = result.sub_grades["close"]
     assert own_errors(part) == part.errors
+
+
+class Held(StringCheck):
+    """A string_check that logs its closing; with the name `broken` it fails after that."""
+
+    log: list[str]
+    opens: bool = True
+
+    def open(self, settings):
+        if not self.opens:
+            raise GraderError("cannot open")
+        return HeldGrader(self)
+
+
+class HeldGrader(Grader):
+    def __init__(self, document):
+        self._document = document
+
+    def close(self):
+        self._document.log.append(self._document.name)
+        if self._document.name == "broken":
+            raise OSError("cannot close")
+
+
+def held(log, name, opens=True):
+    # constructed, as validation copies the list
+    return Held.model_construct(**EXACT | {"name": name}, log=log, opens=opens)
+
+
+def test_a_part_that_does_not_open_closes_those_before_it():
+    log = []
+    parts = {"a": held(log, "a"), "b": held(log, "b"), "c": held(log, "c", opens=False)}
+    document = Multi.model_construct(name="m", graders=parts, calculate_output="a + b + c")
+    with pytest.raises(GraderError, match="cannot open"):
+        document.open(GradingSettings())
+    assert sorted(log) == ["a", "b"]
+
+
+@pytest.mark.parametrize("broken", ["a", "c"])
+def test_a_part_that_does_not_close_leaves_no_other_open(broken):
+    log = []
+    parts = {key: held(log, "broken" if key == broken else key) for key in ("a", "b", "c")}
+    document = Multi.model_construct(name="m", graders=parts, calculate_output="a + b + c")
+    grader = document.open(GradingSettings())
+    assert log == []
+    with pytest.raises(OSError, match="cannot close"):
+        grader.close()
+    assert len(log) == 3 and {"b", "broken"} < set(log)
 
 
 def test_all_problems_at_once():

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from rft.errors import RunError
-from rft.runs.failures import Place, cause_of, grading_errors, last_lines
+from rft.runs.failures import Place, cause_of, failing_samples, grading_errors, last_lines
 from rft.runs.layout import RunFolder
 from rft.runs.reader import Run
 from rft.runs.writer import RunWriter
@@ -103,6 +103,26 @@ def test_one_step_and_one_kind(run: Run) -> None:
     assert (cause.grader, cause.places) == ("both", (Place(2, "train", 1, 0),))
     assert grading_errors(run, step=3).causes == ()
     assert grading_errors(run, kind="no_such_error").causes == ()
+
+
+def test_every_failing_sample_by_itself(run: Run) -> None:
+    found = failing_samples(run)
+    assert [sample.place for sample in found] == [
+        Place(1, "train", 0, 1),
+        Place(1, "train", 1, 0),
+        Place(2, "train", 0, 0),
+        Place(2, "train", 0, 1),
+        Place(2, "train", 1, 0),
+        Place(2, "valid", 0, 0),
+    ]
+    assert [(failure.grader, failure.details) for failure in found[4].failures] == [
+        ("code", "no process"),
+        ("both", "1 / 0"),
+    ]
+    assert found[4].completion["output_text"] == "answer 2"
+    assert failing_samples(run, kind="other_error") == found[4:5]
+    assert failing_samples(run, step=2) == found[2:]
+    assert failing_samples(run, step=3) == []
 
 
 def test_a_step_of_which_nothing_is_kept(run: Run, tmp_path: Path) -> None:

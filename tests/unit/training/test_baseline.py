@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from made import make_completion, make_evaluation, make_grade, make_group, make_job
 
+from rft.cli.baseline import baseline_lines
 from rft.job import load_job
 from rft.training.baseline import (
     NUM_PROMPTS,
@@ -97,18 +98,39 @@ def test_parts_errors_and_canaries() -> None:
     found = document(groups_of((good, failed)), empty=canary, echo=make_grade(None))
     assert found["parts"]["a"]["mean"] == 0.5 and found["parts"]["b"]["max"] == 1.0
     assert found["errors"] == {"a": {"other_error": {"count": 1, "rate": 0.5}}}
-    nothing = {"num_rows": 0, "num_graded": 0, "reward_mean": None, "parts": {}}
+    nothing = {"num_rows": 0, "num_graded": 0, "reward_mean": None, "parts": {}, "errors": {}}
     assert found["canaries"] == {
         "empty": {
             "num_rows": 1,
             "num_graded": 1,
             "reward_mean": 0.25,
             "parts": {"a": 0.75, "b": None},
+            "errors": {},
         },
         "punctuation": nothing,
-        "echo": {"num_rows": 1, "num_graded": 0, "reward_mean": None, "parts": {}},
+        "echo": nothing | {"num_rows": 1},
         "reference": nothing,
     }
+
+
+def test_a_canary_over_which_the_grader_fails_has_no_reward() -> None:
+    found = document(
+        groups_of((1.0, 0.0)), reference=make_grade(0.0, {"other_error": "KeyError: x"})
+    )
+    assert found["canaries"]["reference"] == {
+        "num_rows": 1,
+        "num_graded": 0,
+        "reward_mean": None,
+        "parts": {},
+        "errors": {"exact": {"other_error": {"count": 1, "rate": 1.0}}},
+    }
+    texts = {finding["about"]: finding["text"] for finding in found["findings"]}
+    assert texts["canary_fails"].startswith(
+        "The grader fails over the reference answer (other_error: KeyError: x)"
+    )
+    assert "reference_fails" not in texts and "no_reference" not in texts
+    shown = baseline_lines(found, 100)
+    assert "the reference answer: other_error of exact on 1 of 1 rows" in shown
 
 
 def test_length_cut_off_and_repetition() -> None:
@@ -172,7 +194,13 @@ def test_the_tiny_model_is_measured(job_file: Path) -> None:
     assert found["groups"]["with_signal_fraction"] > 0.9
     assert found["completions"]["truncated_fraction"] > 0.9
     canaries = found["canaries"]
-    assert canaries["empty"] == {"num_rows": 24, "num_graded": 24, "reward_mean": 0.0, "parts": {}}
+    assert canaries["empty"] == {
+        "num_rows": 24,
+        "num_graded": 24,
+        "reward_mean": 0.0,
+        "parts": {},
+        "errors": {},
+    }
     # the rows are 0, 1, 2, 4, 5, 6, 8 … of 32, each "train 0" and so on: two vowels in 7 or 8 letters
     num_short = sum(row * 32 // 24 < 10 for row in range(24))
     echo = (num_short * 2 / 7 + (24 - num_short) * 2 / 8) / 24

@@ -5,7 +5,9 @@ import math
 import pytest
 
 from rft.training.hacking import (
+    OnSameRows,
     answers_repeat,
+    canary_fails,
     gap_has_grown,
     hollow_canary_pays,
     hollow_canary_rises,
@@ -38,15 +40,33 @@ from rft.training.hacking import (
 def test_a_hollow_canary_that_pays(
     hollow: dict[str, float], policy: float, best: float, is_sign: bool
 ) -> None:
-    assert (hollow_canary_pays(hollow, policy, best) is not None) == is_sign  # type: ignore[arg-type]
+    compared = {kind: OnSameRows(reward, policy) for kind, reward in hollow.items()}
+    assert (hollow_canary_pays(compared, best) is not None) == is_sign  # type: ignore[arg-type]
 
 
 def test_the_best_paid_hollow_canary_is_named() -> None:
-    text = hollow_canary_pays({"empty": 0.3, "punctuation": 0.55, "echo": 0.5}, 0.25, 1.0)
+    text = hollow_canary_pays(
+        {
+            "empty": OnSameRows(0.3, 0.25),
+            "punctuation": OnSameRows(0.55, 0.25),
+            # the policy earns more on the rows that it was graded on
+            "echo": OnSameRows(0.6, 0.7),
+        },
+        1.0,
+    )
     assert text == (
-        "a lone colon as answer earns 0.55, at least as much as the policy's own answers (0.25): training "
-        "will lead to answers without content. Let the grader pay nothing for it; `rft grade` shows what "
-        "each part gives"
+        "a lone colon as answer earns 0.55, at least as much as the policy's own answers to the same rows "
+        "(0.25): training will lead to answers without content. Let the grader pay nothing for it; `rft "
+        "grade` shows what each part gives"
+    )
+
+
+def test_canaries_over_which_the_grader_fails() -> None:
+    assert canary_fails({}) is None
+    assert canary_fails({"empty": "other_error: a", "echo": "other_error: b"}) == (
+        "the grader fails over an empty answer (other_error: a), and over the prompt repeated as answer: what "
+        "it pays for that is not known, and such a grade is left out of the canary's mean. Let the grader "
+        "give a reward for any text"
     )
 
 
@@ -74,12 +94,11 @@ def test_a_reference_that_falls() -> None:
 
 
 def test_a_policy_above_the_reference() -> None:
-    assert policy_above_reference(0.85, 0.8, 1.0) is None
-    assert policy_above_reference(2.5, 2.0, 10.0) is None
-    assert policy_above_reference(math.nan, 0.8, 1.0) is None
-    text = policy_above_reference(0.95, 0.8, 1.0)
+    assert policy_above_reference(OnSameRows(0.8, 0.85), 1.0) is None
+    assert policy_above_reference(OnSameRows(2.0, 2.5), 10.0) is None
+    text = policy_above_reference(OnSameRows(0.8, 0.95), 1.0)
     assert text is not None and text.startswith(
-        "the policy's answers to the validation rows earn 0.95, the reference answers only 0.8: it has "
+        "the policy's answers earn 0.95, the reference answers to the same rows only 0.8: it has "
         "found something that the grader likes better than the right answer"
     )
 

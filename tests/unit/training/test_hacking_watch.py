@@ -81,10 +81,13 @@ class Run:
         ]
         groups = tuple(make_group(grade, ordinal=row) for row, grade in enumerate(grades))
         graded = tuple(
-            CanaryGrade(0, kind, make_grade(reward))  # type: ignore[arg-type]
+            CanaryGrade(row, kind, make_grade(reward))  # type: ignore[arg-type]
+            for row in range(len(groups))
             for kind, reward in (canaries or {}).items()
         )
-        evaluation = Evaluation(1, groups, 0.0, graded)
+        return self.told(Evaluation(1, groups, 0.0, graded))
+
+    def told(self, evaluation: Evaluation) -> tuple[dict[str, Any], list[str]]:
         measured = self._watch.measure(None, evaluation)
         flat = evaluation_metrics(evaluation, 1.0) | measured
         return measured, [text for text in self._watch.evaluation(evaluation, flat) if text]
@@ -197,7 +200,7 @@ def test_a_hollow_canary_is_told_at_once_and_once() -> None:
     run = Run()
     _, (text,) = run.evaluation([0.2, 0.2], {"empty": 0.6, "reference": 1.0})
     assert text.startswith(
-        "an empty answer earns 0.6, at least as much as the policy's own answers (0.2)"
+        "an empty answer earns 0.6, at least as much as the policy's own answers to the same rows (0.2)"
     )
     assert run.evaluation([0.2, 0.2], {"empty": 0.6, "reference": 1.0})[1] == []
 
@@ -225,7 +228,56 @@ def test_a_judge_that_drifts_is_told() -> None:
 def test_a_policy_that_beats_the_reference_is_told() -> None:
     assert Run().evaluation([0.9, 0.9], {"reference": 0.85})[1] == []
     _, (text,) = Run().evaluation([0.9, 0.9], {"reference": 0.7})
-    assert text.startswith("the policy's answers to the validation rows earn 0.9")
+    assert text.startswith("the policy's answers earn 0.9, the reference answers to the same rows")
+
+
+def evaluation_with(*canaries: CanaryGrade) -> Evaluation:
+    """Row 0 pays 0.2 at most, rows 1 and 2 ten times as much; the policy has all of it."""
+    groups = [make_group(reward, ordinal=row) for row, reward in enumerate((0.2, 2.0, 2.0))]
+    return Evaluation(1, tuple(groups), 0.0, canaries)
+
+
+def test_a_canary_is_compared_on_its_own_rows_alone() -> None:
+    reference = [CanaryGrade(row, "reference", make_grade(r)) for row, r in ((0, 0.2), (1, 2.0))]
+    # over all rows the policy earns 1.4
+    assert Run().told(evaluation_with(reference[0]))[1] == []
+    assert Run().told(evaluation_with(*reference))[1] == []
+    # over all rows the canary would be far below the policy
+    empty = CanaryGrade(0, "empty", make_grade(0.2))
+    (text,) = Run().told(evaluation_with(empty, reference[0]))[1]
+    assert text.startswith(
+        "an empty answer earns 0.2, at least as much as the policy's own answers"
+    )
+    assert "to the same rows (0.2)" in text
+    lower = CanaryGrade(1, "empty", make_grade(1.5))
+    assert Run().told(evaluation_with(lower, *reference))[1] == []
+
+
+def test_rows_without_a_graded_answer_are_not_compared() -> None:
+    groups = (make_group(None, ordinal=0), make_group(1.0, 0.0, ordinal=1))
+    canaries = [CanaryGrade(row, "reference", make_grade(r)) for row, r in ((0, -3.0), (1, 0.5))]
+    assert Run().told(Evaluation(1, groups, 0.0, tuple(canaries)))[1] == []
+
+
+def test_a_failing_canary_is_told_once_and_earns_nothing() -> None:
+    details = "Traceback (most recent call last):\n  code\nKeyError: 'answer'\noutput:\nmore"
+    failed = make_grade(0.0, {"python_grader_runtime_error": details})
+    reference, empty = CanaryGrade(1, "reference", failed), CanaryGrade(1, "empty", failed)
+    run = Run()
+    measured, (text,) = run.told(evaluation_with(reference))
+    assert measured["canary/reference_reward_mean"] is None
+    assert text.startswith(
+        "the grader fails over the reference answer (python_grader_runtime_error: KeyError: 'answer'): "
+        "what it pays for that is not known"
+    )
+    _, (text,) = run.told(evaluation_with(reference, empty))
+    assert text.startswith("the grader fails over an empty answer (python_grader_runtime_error")
+    assert run.told(evaluation_with(reference, empty))[1] == []
+    # one row of two fails: the other alone counts
+    good = CanaryGrade(2, "reference", make_grade(2.0))
+    measured, (text,) = Run().told(evaluation_with(reference, good))
+    assert measured["canary/reference_reward_mean"] == 2.0
+    assert text.startswith("the grader fails over the reference answer")
 
 
 def test_an_ungraded_canary_is_no_sign() -> None:

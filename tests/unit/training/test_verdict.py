@@ -28,6 +28,7 @@ HEALTHY = Baseline(
     truncated=0.05,
     distinct=0.9,
     canaries={"empty": 0.0, "punctuation": 0.0, "echo": 0.1, "reference": 1.0},
+    canary_errors={},
     waited=0.1,
 )
 DEAD: dict[str, Any] = {"signal": 0.0, "signal_groups_per_step": 0.0}
@@ -75,8 +76,28 @@ def canaries(**rewards: float | None) -> dict[str, Any]:
         (
             DEAD | {"reward_mean": None, "failed": 1.0, "error_pause_rate": 1.0},
             "not learnable",
+            "nothing_graded",
+            "No completion got a reward (without a named error), so there is nothing to learn from, and "
+            "the job would go on without effect (engine.grading.error_pause_rate is 1)",
+        ),
+        (
+            DEAD | {"reward_mean": None, "failed": 1.0, "error_pause_rate": 0.99},
+            "not learnable",
             "failing_grades",
-            "100% of the grades failed (without a named error)",
+            "100% of the grades failed (without a named error): the job would pause at its first step "
+            "(engine.grading.error_pause_rate is 0.99)",
+        ),
+        (
+            canaries(reference=None) | {"canary_errors": {"reference": "other_error: x"}},
+            "learnable with changes",
+            "canary_fails",
+            "The grader fails over the reference answer (other_error: x)",
+        ),
+        (
+            {"canary_errors": {"empty": "other_error: x"}},
+            "ready",
+            "canary_fails",
+            "The grader fails over an empty answer (other_error: x)",
         ),
         # learnable, but
         (
@@ -251,3 +272,18 @@ def test_the_gravest_comes_first() -> None:
 def test_the_best_reward_is_the_reference_s_or_what_passes() -> None:
     assert replace(HEALTHY, **canaries(reference=2.0)).best_reward == 2.0
     assert replace(HEALTHY, **canaries(reference=None)).best_reward == 1.0
+
+
+@pytest.mark.parametrize(
+    ("pause_rate", "about"), [(1.0, "nothing_graded"), (0.5, "failing_grades")]
+)
+def test_failed_grades_are_found_once(pause_rate: float, about: str) -> None:
+    failed = DEAD | {"reward_mean": None, "failed": 1.0, "error_rates": {"other_error": 1.0}}
+    verdict = judge(replace(HEALTHY, **failed, error_pause_rate=pause_rate))
+    assert [finding.about for finding in verdict.findings] == [about]
+
+
+def test_a_reference_that_fails_is_known_all_the_same() -> None:
+    changes = canaries(reference=None) | {"canary_errors": {"reference": "other_error: x"}}
+    found = [finding.about for finding in judge(replace(HEALTHY, **changes)).findings]
+    assert "no_reference" not in found and "canary_fails" in found

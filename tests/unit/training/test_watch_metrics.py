@@ -11,6 +11,7 @@ from rft.graders import GraderDocument
 from rft.training.evaluation import CanaryGrade
 from rft.training.trainer import StepRecord
 from rft.training.watch_metrics import (
+    canary_errors,
     canary_metrics,
     contributions,
     correlation_within_groups,
@@ -129,11 +130,21 @@ CANARIES = [
     CanaryGrade(1, "empty", make_grade(0.5)),
     CanaryGrade(0, "echo", make_grade(0.2)),
     CanaryGrade(1, "echo", make_grade(None, {"other_error": "judge"})),
+    CanaryGrade(2, "echo", make_grade(0.0, {"other_error": "raised"})),
+    CanaryGrade(0, "punctuation", make_grade(0.0, {"other_error": ""})),
     CanaryGrade(0, "reference", make_grade(None, {"other_error": "judge"})),
 ]
 
 
-def test_an_ungraded_canary_is_null_never_zero() -> None:
+def test_a_canary_s_first_error_in_a_line() -> None:
+    assert canary_errors(CANARIES) == {
+        "punctuation": "other_error: no details",
+        "echo": "other_error: judge",
+        "reference": "other_error: judge",
+    }
+
+
+def test_an_ungraded_or_failing_canary_is_null_never_zero() -> None:
     assert canary_metrics(CANARIES) == {
         "canary/empty_reward_mean": 0.25,
         "canary/punctuation_reward_mean": None,
