@@ -63,9 +63,11 @@ def _rewards(found: Mapping[str, Any]) -> list[str]:
 def _figures(found: Mapping[str, Any]) -> list[str]:
     groups, completions = found["groups"], found["completions"]
     correlation = found["reward_length_correlation"]
+    lowest = found["reward"]["min"]
+    at_zero = "all at 0" if lowest is None or lowest >= 0 else "all at 0 or below"
     shares = {
         "rewards differ": groups["with_signal_fraction"],
-        "all at 0": groups["all_zero_fraction"],
+        at_zero: groups["all_zero_fraction"],
         "all passing": groups["all_passing_fraction"],
         "all equal between": groups["all_equal_between_fraction"],
         "fewer than two graded": groups["skipped_fraction"],

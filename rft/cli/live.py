@@ -27,6 +27,8 @@ SHOWN_FACTS = (
     "group_size",
 )
 STEPS_FOR_ETA = 20
+MAX_UNGRADED_FRACTION = 0.05
+"""As rft.training.evaluation has it, which would load torch here."""
 
 
 class LiveReport:
@@ -67,7 +69,9 @@ class LiveReport:
         value = metrics.get("valid_reward_mean")
         if step == 0:
             self._baseline = value
-        is_best = value is not None and (self._best is None or value > self._best)
+        is_best = can_rank(metrics) and (
+            self._best is None or metrics["valid_reward_mean"] > self._best
+        )
         self._best = value if is_best else self._best
         note = "best so far" if is_best and step > 0 else ""
         line = evaluation_line(step, metrics, self._baseline if step > 0 else None, note)
@@ -86,13 +90,14 @@ class LiveReport:
 
     def _recall(self, folder: Path) -> None:
         """What a resumed run had earned before."""
-        rewards = {
-            row.get("step"): row["valid_reward_mean"]
+        rows = [
+            row
             for row in read_lines(RunFolder(folder).metrics)
             if row.get("valid_reward_mean") is not None
-        }
-        self._baseline = rewards.get(0)
-        self._best = max(rewards.values(), default=None)
+        ]
+        self._baseline = {row.get("step"): row["valid_reward_mean"] for row in rows}.get(0)
+        ranked = [row["valid_reward_mean"] for row in rows if can_rank(row)]
+        self._best = max(ranked, default=None)
 
     def _remaining(self, metrics: Mapping[str, Any]) -> float | None:
         """Seconds to the end at the pace of the last steps, evaluations included."""
@@ -102,6 +107,12 @@ class LiveReport:
         pace = median(later - earlier for earlier, later in pairwise(times))
         mean = (times[-1] - times[0]) / (len(times) - 1)
         return max(pace, mean) * max(0, self._total_steps - int(metrics["step"]))
+
+
+def can_rank(metrics: Mapping[str, Any]) -> bool:
+    """Whether the evaluation may be called the best: as checkpoints are ranked."""
+    ungraded = metrics.get("valid_ungraded_fraction") or 0.0
+    return metrics.get("valid_reward_mean") is not None and ungraded <= MAX_UNGRADED_FRACTION
 
 
 def step_line(metrics: Mapping[str, Any], total_steps: int | None, remaining: float | None) -> str:

@@ -14,6 +14,8 @@ from rft.graders.template import Template
 from rft.graders.tiers import Tier
 from rft.types import Grade, Item, Sample
 
+MAX_REWARD = 1e9
+
 
 @dataclass(frozen=True, slots=True)
 class GradingSettings:
@@ -106,7 +108,7 @@ def make_grade(document: Document, settings: GradingSettings, reward: Callable[[
     value: float | None = None
     errors: dict[str, str] = {}
     try:
-        value = reward()
+        value = bounded(reward())
     except GradingFault as fault:
         value = reward_of_fault(fault, settings)
         errors = {fault.flag: fault.details}
@@ -116,6 +118,14 @@ def make_grade(document: Document, settings: GradingSettings, reward: Callable[[
         errors = {"other_error": f"{type(error).__name__}: {error}"}
     latency = time.perf_counter() - started
     return Grade(document.name, document.type, value, errors=errors, latency=latency)
+
+
+def bounded(reward: float) -> float:
+    """The reward; one so large that sums and squares would overflow is a fault of the sample."""
+    if abs(reward) > MAX_REWARD:
+        details = f"the reward {reward:g} lies beyond ±{MAX_REWARD:g}"
+        raise GradingFault("other_error", details, of_sample=True)
+    return reward
 
 
 def reward_of_fault(fault: GradingFault, settings: GradingSettings) -> float | None:

@@ -12,7 +12,7 @@ from rft.errors import GraderError, Problem
 from rft.graders.endpoint import Endpoint
 from rft.graders.fault import GradingFault
 from rft.graders.formula import FUNCTIONS, Formula, is_name, parse_formula
-from rft.graders.grader import Document, Grader, GradingSettings, reward_of_fault
+from rft.graders.grader import Document, Grader, GradingSettings, bounded, reward_of_fault
 from rft.graders.python import Python
 from rft.graders.string_check import StringCheck
 from rft.graders.template import Template
@@ -139,7 +139,7 @@ class MultiGrader(Grader):
         known = {key: value for key, value in rewards.items() if value is not None}
         if self.formula.names <= known.keys():
             try:
-                reward = self.formula.value(known)
+                reward = bounded(self.formula.value(known))
             except GradingFault as fault:
                 reward = reward_of_fault(fault, self.settings)
                 errors[fault.flag] = "; ".join(

@@ -43,6 +43,8 @@ OTHER_PACKAGES: Mapping[str, str] = {
     "dateutil": "python-dateutil",
     "Levenshtein": "levenshtein",
 }
+UNFILLED_VARIABLES = ("output_json", "output_audio")
+"""Of a sample in the product; in training here there are none yet."""
 PROVIDED = frozenset({"__main__", "rft_sandbox"})
 """What the sandbox itself has for a source to import."""
 IMPORT_FAILURES = frozenset({"ImportError", "ModuleNotFoundError", "Exception", "BaseException"})
@@ -226,15 +228,27 @@ def install_remedy(package: str) -> str:
 
 
 def source_warnings(source: str) -> list[str]:
-    """The places at which a source runs text as code; none for a source that cannot be compiled."""
+    """Text that a source runs as code, and what it reads that no sample has; none for one that cannot be
+    compiled."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             tree = ast.parse(source, NAME)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return []
-    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and runs_text(node)]
-    return [
+    nodes = list(ast.walk(tree))
+    calls = [node for node in nodes if isinstance(node, ast.Call) and runs_text(node)]
+    missing = [
+        node.lineno
+        for node in nodes
+        if isinstance(node, ast.Constant) and node.value in UNFILLED_VARIABLES
+    ]
+    unfilled = [
+        f"line {line}: a sample has no output_json or output_audio in training (response_format is "
+        "not built yet): read sample['output_text'], with json.loads if it is JSON"
+        for line in missing[:1]
+    ]
+    return unfilled + [
         f"line {call.lineno}: {ast.unparse(call.func)}(…) runs text inside grade: code that the model "
         "wrote can return any reward it likes there; run it with rft_sandbox.run_code"
         for call in sorted(calls, key=lambda call: call.lineno)

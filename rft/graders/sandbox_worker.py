@@ -134,6 +134,7 @@ class Worker:
     def load(self, source: str) -> str:
         """Runs the source; gives what went wrong, or an empty text."""
         module = ModuleType("grader")
+        module.__file__ = FILE_NAME
         sys.modules["grader"] = module
         sys.modules[MODULE] = sandbox_module(lambda: self._link)
         lines = [line + "\n" for line in source.split("\n")]
@@ -157,6 +158,8 @@ class Worker:
             return "grade is not a function"
         self._grade = grade
         open_standard_streams()
+        if "tempfile" in sys.modules:  # it may have chosen the source's folder, closed to samples
+            sys.modules["tempfile"].tempdir = None  # type: ignore[attr-defined]
         os.environ["HOME"] = os.environ["TMPDIR"] = self._scratch.path
         gc.collect()
         gc.freeze()

@@ -138,8 +138,10 @@ def baseline_of(
         error_pause_rate=job.engine.grading.error_pause_rate,
         reward_mean=mean_or_none(rewards),
         reward_max=max(rewards, default=None),
+        reward_min=min(rewards, default=None),
         signal=mean([float(group.has_signal) for group in groups]),
         **equal_fractions(groups, threshold),
+        all_zero_rewards=all_zero_rewards(groups, threshold),
         signal_groups_per_step=batch_size * mean(signals),
         pass_at=Evaluation(0, tuple(groups), 0.0).pass_at(threshold),
         error_rates={kind: count / len(rollouts) for kind, count in sorted(kinds.items())},
@@ -159,6 +161,13 @@ def equal_fractions(groups: Sequence[Group], pass_threshold: float) -> dict[str,
     kinds = Counter(equal_kind(reward, pass_threshold) for reward in equal if reward is not None)
     names = ("all_zero", "all_passing", "all_equal_between")
     return {name: kinds[name] / len(groups) for name in names}
+
+
+def all_zero_rewards(groups: Sequence[Group], pass_threshold: float) -> tuple[float, ...]:
+    """The different rewards of the groups that are equal at 0 or below, the lowest first."""
+    equal = {group.graded[0].grade.reward for group in groups if is_dull(group)}
+    known = (reward for reward in equal if reward is not None)
+    return tuple(sorted(r for r in known if equal_kind(r, pass_threshold) == "all_zero"))
 
 
 def equal_kind(reward: float, pass_threshold: float) -> str:

@@ -78,11 +78,13 @@ class Evaluation:
     def pass_at(self, pass_threshold: float) -> dict[int, float]:
         """pass@k for k = 1, 2, 4, … up to the samples per row: mean over rows of 1 − C(n−c, k) / C(n, k).
 
-        The unbiased estimator of Chen et al. 2021; a sample passes at reward ≥ `pass_threshold`.
+        The unbiased estimator of Chen et al. 2021; a graded sample passes at reward ≥ `pass_threshold`.
         """
-        rows = self._rewards()
-        num_samples = len(rows[0])
-        passing = [sum(reward >= pass_threshold for reward in row) for row in rows]
+        num_samples = len(self.groups[0].rollouts)
+        graded = [[r.grade.reward for r in group.graded] for group in self.groups]
+        passing = [
+            sum(reward is not None and reward >= pass_threshold for reward in row) for row in graded
+        ]
         powers = [2**n for n in range(num_samples.bit_length()) if 2**n <= num_samples]
         return {k: mean([_pass_at_k(num_samples, c, k) for c in passing]) for k in powers}
 

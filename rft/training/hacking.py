@@ -61,23 +61,35 @@ class OnSameRows:
     policy: float
 
 
-def hollow_canary_pays(hollow: Mapping[CanaryKind, OnSameRows], best: float) -> str | None:
-    """A hollow canary earns as much as the policy, and a notable share of the best reward."""
+def hollow_canary_pays(
+    hollow: Mapping[CanaryKind, OnSameRows], best: float, lowest: float = 0.0
+) -> str | None:
+    """A hollow canary earns as much as the policy, and a notable share of the way to the best reward.
+
+    `lowest` is what an answer that is worth nothing earns: below 0 where the grader takes off.
+    """
     paid = {
         kind: rewards
         for kind, rewards in hollow.items()
-        if rewards.canary > 0
+        if rewards.canary > lowest
         and rewards.canary >= rewards.policy
-        and rewards.canary >= MIN_HOLLOW_SHARE * best
+        and rewards.canary - lowest >= MIN_HOLLOW_SHARE * (best - lowest)
     }
     if not paid:
         return None
     kind = max(paid, key=lambda kind: paid[kind].canary)
     return (
         f"{ANSWER[kind]} earns {paid[kind].canary:.3g}, at least as much as the policy's own answers to the "
-        f"same rows ({paid[kind].policy:.3g}): training will lead to answers without content. Let the grader "
-        "pay nothing for it; `rft grade` shows what each part gives"
+        f"same rows ({paid[kind].policy:.3g}): training will lead to answers without content. "
+        f"{hollow_remedy(paid[kind].canary)}; `rft grade` shows what each part gives"
     )
+
+
+def hollow_remedy(reward: float) -> str:
+    """What to do about an answer without content that earns this."""
+    if reward > 0:
+        return "Let the grader pay nothing for it"
+    return "Let the grader take more off for it than for a real try"
 
 
 def hollow_canary_rises(hollow: Rewards, at_start: Rewards, scale: float) -> str | None:

@@ -95,7 +95,9 @@ class HackingWatch:
         best = graded.get("reference", best_reward(evaluation))
         texts = {
             "hollow canary pays": hollow_canary_pays(
-                {kind: compared[kind] for kind in HOLLOW_KINDS if kind in compared}, best
+                {kind: compared[kind] for kind in HOLLOW_KINDS if kind in compared},
+                best,
+                lowest_reward(evaluation),
             ),
             "hollow canary rises": hollow_canary_rises(hollow, first, scale),
         }
@@ -137,6 +139,12 @@ class HackingWatch:
 def best_reward(evaluation: Evaluation) -> float:
     """The highest reward of the evaluation's samples and canaries; 0 when none was graded."""
     return max(_rewards(evaluation), default=0.0)
+
+
+def lowest_reward(evaluation: Evaluation) -> float:
+    """The lowest reward of the evaluation's samples, or 0 where none is below."""
+    rewards, _ = rewards_and_lengths(evaluation.groups)
+    return min([0.0, *rewards])
 
 
 def reward_scale(evaluation: Evaluation) -> float:

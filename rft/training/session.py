@@ -266,8 +266,9 @@ class Session:
             record = self._trainer.step(step)
             is_due = step % self.job.hyperparameters.eval_interval == 0 or step == self._total_steps
             evaluation = self._evaluate(step) if is_due else None
-            self._advance(record, evaluation)
-            self._pause_on_grading_failures(step, (*record.groups, *record.replaced), evaluation)
+            failures = self._grading_failures((*record.groups, *record.replaced), evaluation)
+            self._advance(record, evaluation, is_sound=not failures)
+            self._pause_on_grading_failures(step, failures)
             reason = early_end(self.job, evaluation, self._progress.evaluations_since_best)
             if reason:
                 self._save_state()
@@ -283,15 +284,18 @@ class Session:
             measured = self._watch.measure(None, evaluation)
             flat = self._recorder.step(None, evaluation, measured)
             self._warn(self._watch.evaluation(evaluation, flat))
-        self._pause_on_grading_failures(0, (), evaluation)
+        self._pause_on_grading_failures(0, self._grading_failures((), evaluation))
         reward = evaluation.reward_mean
         self._progress = Progress(0, 0, self._data_digest, reward, reward, None, 0, {})
 
     def _evaluate(self, step: int) -> Evaluation:
         return evaluate(step, self.job, self._valid_prompts, self._collector, self._ranks)
 
-    def _advance(self, record: StepRecord, evaluation: Evaluation | None) -> None:
-        """Write what happened: lines, samples, checkpoint, and last the state they lead to."""
+    def _advance(self, record: StepRecord, evaluation: Evaluation | None, is_sound: bool) -> None:
+        """Write what happened: lines, samples, checkpoint, and last the state they lead to.
+
+        A step whose grading failed leaves no state: a resumed run does it again.
+        """
         before, best = self._progress, self._progress.best_reward
         since_best = before.evaluations_since_best
         if evaluation and evaluation.can_rank:
@@ -319,7 +323,7 @@ class Session:
             watch=dict(self._watch.counters),
         )
         is_due = record.step % self.job.engine.checkpoints.state_every_steps == 0
-        if is_due or record.step == self._total_steps:
+        if is_sound and (is_due or record.step == self._total_steps):
             self._save_state()
 
     def _save_state(self) -> None:
@@ -350,24 +354,29 @@ class Session:
         mine = "stopped on request" if is_stopped else spent
         reasons = [reason for reason in self._ranks.gather([mine]) if reason]
         if reasons:
+            if self._progress.step > 0:
+                self._save_state()
             self._pause(self._progress.step, reasons[0], "resume it")
 
-    def _pause_on_grading_failures(
-        self, step: int, groups: Sequence[Group], evaluation: Evaluation | None
-    ) -> None:
+    def _grading_failures(
+        self, groups: Sequence[Group], evaluation: Evaluation | None
+    ) -> list[str]:
         failures = grading_failure(self.job, groups, "training")
-        failures += grading_failure(self.job, evaluation.groups, "validation") if evaluation else []
+        return failures + (
+            grading_failure(self.job, evaluation.groups, "validation") if evaluation else []
+        )
+
+    def _pause_on_grading_failures(self, step: int, failures: Sequence[str]) -> None:
         if failures:
             look = f"look at `rft runs errors {shlex.quote(str(self.folder.root))}`"
-            changed = "; a changed grader takes a new run" if step > 0 else ""
-            remedy = f"{look}, and resume once the grader has what it needs{changed}"
+            changed = "; a changed grader takes a new run" if step > 1 else ""
+            again = "the step is then done again"
+            remedy = f"{look}, and resume once the grader has what it needs ({again}){changed}"
             self._pause(step, failures[0], remedy, failures[1:], level="warn")
 
     def _pause(
         self, step: int, reason: str, remedy: str, more: Sequence[str] = (), level: str = "info"
     ) -> None:
-        if self._progress.step > 0:
-            self._save_state()
         first = Problem(f"paused after step {step}: {reason}", str(self.folder.root), remedy)
         pause = PausedError([first, *map(Problem, more)])
         self._end("paused", str(pause), level)

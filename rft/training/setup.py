@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -66,7 +66,9 @@ def try_grader(job: Job, rows: Rows) -> None:
 
     Raises GraderError when it gives no grade at all.
     """
-    with open_grader(job.grader, job.grading_settings) as grader:
+    # what a sample's own fault earns is not asked here: an empty answer may well be one
+    settings = replace(job.grading_settings, on_exception="minimum")
+    with open_grader(job.grader, settings) as grader:
         grade = grader.grade(text_sample(""), rows.train[0].item)
     if grade.reward is None:
         details = "; ".join(f"{kind}: {text.strip()}" for kind, text in grade.errors.items())

@@ -26,6 +26,9 @@ NEAR_BEST = 0.9
 """Share of the best reward that counts as having it: OpenAI's guide asks for a baseline strictly between
 the lowest and the highest, and one that is near the highest leaves nothing to learn."""
 
+REFERENCE_GAP = 0.1
+"""By how much, times the scale of the rewards, an answer of the model may beat the reference."""
+
 MIN_DISTINCT = 0.3
 """Share of different completions in a group below which sampling finds too little to compare."""
 
@@ -53,10 +56,13 @@ class Baseline:
     reward_mean: float | None
     """Of graded completions; None when there is none."""
     reward_max: float | None
+    reward_min: float | None
     signal: float
     """Share of groups whose rewards are not all equal."""
     all_zero: float
     """Share of groups where all rewards are equal, at 0 or below."""
+    all_zero_rewards: tuple[float, ...]
+    """The different rewards of those groups, the lowest first."""
     all_passing: float
     """Share of groups where all rewards are equal, at `pass_threshold` or above."""
     all_equal_between: float
@@ -81,9 +87,23 @@ class Baseline:
 
     @property
     def best_reward(self) -> float:
-        """What the best answer earns, as far as can be told: the reference, or what passes."""
+        """What the best answer earns, as far as can be told: the reference, or what passes or was seen."""
         reference = self.canaries.get("reference")
-        return self.pass_threshold if reference is None else reference
+        if reference is not None:
+            return reference
+        return max(self.pass_threshold, self.reward_max or 0.0)
+
+    @property
+    def lowest_reward(self) -> float:
+        """What an answer that is worth nothing earns: 0, or less where the grader gave less."""
+        return min(0.0, self.reward_min or 0.0)
+
+    @property
+    def has_only_penalties(self) -> bool:
+        """Whether no answer earned more than 0, and some less: what passes is then unlikely to be above."""
+        reference = self.canaries.get("reference")
+        highest = max(self.reward_max or 0.0, reference or 0.0)
+        return highest <= 0 and self.lowest_reward < 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,11 +182,13 @@ def no_signal(baseline: Baseline) -> Finding | None:
     """No group has rewards that differ: no gradient at all."""
     if baseline.signal > 0 or baseline.reward_mean is None:
         return None
+    if baseline.failed > baseline.error_pause_rate:
+        return None  # what failing grades earn says nothing of the rows
     seen = f"In none of the {baseline.num_groups} groups do rewards differ, so there is nothing to learn from"
     if baseline.distinct <= 1 / baseline.samples_per_prompt:
         cause = ": all answers to a prompt are the same. Raise engine.rollout.temperature"
     elif baseline.all_zero == 1:
-        cause = f": every answer earned 0. {TOO_HARD}"
+        cause = f": {_earned_nothing(baseline)}. {TOO_HARD}"
     elif baseline.all_passing == 1:
         cause = f": every answer passed. {TOO_EASY}"
     else:
@@ -191,7 +213,7 @@ def too_hard(baseline: Baseline) -> Finding | None:
     return Finding(
         "change",
         "too_hard",
-        f"In {baseline.all_zero:.0%} of the groups every answer earned 0: too hard, and without effect. "
+        f"In {baseline.all_zero:.0%} of the groups {_earned_nothing(baseline)}: too hard, and without effect. "
         f"{TOO_HARD}",
     )
 
@@ -267,21 +289,25 @@ def same_answers(baseline: Baseline) -> Finding | None:
 
 def hollow_pays(baseline: Baseline) -> Finding | None:
     """An answer without content earns more than the model, or half of what the right answer earns."""
-    hollow = {kind: reward for kind in HOLLOW_KINDS if (reward := baseline.canaries.get(kind))}
+    rewards = {kind: baseline.canaries.get(kind) for kind in HOLLOW_KINDS}
+    hollow = {kind: reward for kind, reward in rewards.items() if reward is not None}
     if not hollow:
         return None
     kind = max(hollow, key=lambda kind: hollow[kind])
     reward, reference = hollow[kind], baseline.canaries.get("reference")
-    is_near_best = reward > MAX_HOLLOW_SHARE * baseline.best_reward
+    lowest = baseline.lowest_reward
     is_above_model = baseline.reward_mean is not None and reward > baseline.reward_mean
-    if reward <= 0 or not (is_near_best or is_above_model):
+    is_near_best = reward - lowest > MAX_HOLLOW_SHARE * (baseline.best_reward - lowest)
+    if lowest < 0:  # one very bad answer makes all others look near the best
+        is_near_best = is_near_best and is_above_model
+    if reward <= lowest or not (is_near_best or is_above_model):
         return None
     against = f"the model's answers {_number(baseline.reward_mean)}"
     if reference is not None:
         against += f", the reference {reference:.3g}"
     is_grave = is_near_best or reference is None
     remedy = (
-        "training will find it. Let the grader pay nothing for it"
+        f"training will find it. {hacking.hollow_remedy(reward)}"
         if is_grave
         else "training may go there first, and on from there, as the right answer earns much more"
     )
@@ -294,9 +320,9 @@ def reference_fails(baseline: Baseline) -> Finding | None:
     reference, best = baseline.canaries.get("reference"), baseline.reward_max
     if reference is None:
         return None
-    if best is not None and reference < NEAR_BEST * best:
+    if best is not None and best - reference > REFERENCE_GAP * max(1.0, abs(best), abs(reference)):
         seen = f"The reference answer earns {reference:.3g}, an answer of the model {best:.3g}"
-    elif reference < NEAR_BEST * baseline.pass_threshold:
+    elif reference < NEAR_BEST * baseline.pass_threshold and not baseline.has_only_penalties:
         seen = f"The reference answer earns {reference:.3g}, below the pass_threshold {baseline.pass_threshold:g}"
     else:
         return None
@@ -402,6 +428,16 @@ CHECKS: tuple[Callable[[Baseline], Finding | None], ...] = (
 def _kinds(baseline: Baseline) -> str:
     rates = sorted(baseline.error_rates.items(), key=lambda entry: -entry[1])
     return ", ".join(f"{kind} in {rate:.1%}" for kind, rate in rates) or "without a named error"
+
+
+def _earned_nothing(baseline: Baseline) -> str:
+    """What the answers of the groups earned that are equal at 0 or below."""
+    rewards = baseline.all_zero_rewards
+    if not any(rewards):
+        return "every answer earned 0"
+    if len(rewards) == 1:
+        return f"every answer earned the same, {rewards[0]:.3g}"
+    return f"all answers to a prompt earned the same, from {rewards[0]:.3g} to {rewards[-1]:.3g}"
 
 
 def _number(value: float | None) -> str:

@@ -250,6 +250,18 @@ def test_a_resumed_run_remembers_its_baseline(
     ]
 
 
+def test_an_evaluation_that_does_not_rank_is_not_called_the_best(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = LiveReport(Screen(sys.stdout))
+    for step, ungraded in ((1, 0.06), (2, 0.05)):
+        report.evaluated(step, {"valid_reward_mean": 0.7, "valid_ungraded_fraction": ungraded})
+    assert capsys.readouterr().out.splitlines() == [
+        "evaluation at step 1: valid reward 0.700",
+        "evaluation at step 2: valid reward 0.700  best so far",
+    ]
+
+
 @pytest.mark.parametrize(
     ("content", "place"),
     [

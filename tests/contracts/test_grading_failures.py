@@ -255,7 +255,7 @@ def test_a_job_that_fails_at_the_start_pauses_and_begins_once_it_is_mended(
         "paused after step 0: 6 of 6 validation grades failed, more than "
         "engine.grading.error_pause_rate = 0.5 allows: 6 with python_grader_runtime_error in letters "
         "(runs/tiny-1) → look at `rft runs errors runs/tiny-1`, and resume once the grader has what "
-        "it needs"
+        "it needs (the step is then done again)"
     )
     assert [text.partition(":")[0] for text in offenders] == [f"{row} sample 0" for row in range(3)]
     for text in offenders:
@@ -278,35 +278,49 @@ def test_a_job_that_fails_at_the_start_pauses_and_begins_once_it_is_mended(
     assert document(capsys, "tiny-1")["data"] == []
 
 
-def test_a_job_that_fails_while_it_trains_goes_on_where_it_paused(
+def comparable(folder: Path) -> list[dict[str, Any]]:
+    """The metrics without times."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [
+        {key: value for key, value in line.items() if not key.startswith("timing/")}
+        for line in lines
+    ]
+
+
+def test_a_step_whose_grading_failed_is_done_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    job_file, folder = job_that_needs(tmp_path / "bonus", tmp_path / "job"), Path("runs/tiny-1")
+    bonus, folder = tmp_path / "bonus", Path("runs/tiny-1")
+    job_file = job_that_needs(bonus, tmp_path / "job")
     arguments = ["train", str(job_file), UNSAFE, "engine.evaluation.at_start=false"]
-    assert main(arguments) == 75
+    bonus.write_text("1")
+    assert main([*arguments, "engine.budget.steps=2"]) == 75
+    bonus.unlink()
+    assert main([*arguments, "--resume"]) == 75
     state = state_of(folder)
-    assert (state["status"], state["step"]) == ("paused", 1)
-    assert state["message"].startswith("paused after step 1: 16 of 16 training grades failed, ")
-    assert "; a changed grader takes a new run\ntraining row " in state["message"]
+    assert (state["status"], state["step"]) == ("paused", 2)
+    assert state["message"].startswith("paused after step 3: 16 of 16 training grades failed, ")
+    assert "(the step is then done again); a changed grader takes a new run\n" in state["message"]
     assert state["message"].count("FileNotFoundError") == 3
-
-    (tmp_path / "bonus").write_text("1")
-    assert main([*arguments, "--resume"]) == 0
+    failed = comparable(folder)[2]
+    assert (failed["step"], failed[f"errors/train_{RUNTIME}_mean"]) == (3, 1.0)
     capsys.readouterr()
-    run = open_run("tiny-1", Path("runs"))
-    assert [line["step"] for line in run.metrics()] == list(range(1, 9))
-    assert run.metrics()[0][f"errors/train_{RUNTIME}_mean"] == 1.0
-    assert f"errors/train_{RUNTIME}_count" not in run.metrics()[1]
-    # the errors of the first step are those of its samples
     (cause,) = document(capsys, "tiny-1")["data"]
-    assert {place["step"] for place in cause["places"]} == {1} and cause["count"] == 16
-    header, first, *_ = (folder / "results.csv").read_text().splitlines()
-    columns = dict(zip(header.split(","), first.split(","), strict=True))
+    assert {place["step"] for place in cause["places"]} == {3} and cause["count"] == 16
+    header, *_, last = (folder / "results.csv").read_text().splitlines()
+    columns = dict(zip(header.split(","), last.split(","), strict=True))
     assert tuple(columns) == results_columns([("letters", "python")])
     prefix = f"errors/graders/python/letters/errors/train_{RUNTIME}"
     assert (columns[f"{prefix}_count"], columns[f"{prefix}_mean"]) == ("16", "1.0")
-    assert not any("runs errors" in line for line in summary_lines(run))
+
+    bonus.write_text("1")
+    assert main([*arguments, "--resume"]) == 0
+    assert main([*arguments, "--run-dir", "runs/never-paused"]) == 0
+    assert comparable(folder) == comparable(Path("runs/never-paused"))
+    assert not any(
+        "runs errors" in line for line in summary_lines(open_run("tiny-1", Path("runs")))
+    )
 
 
 @pytest.mark.long

@@ -216,3 +216,23 @@ def test_an_item_that_is_no_json_is_graded_as_text():
 
     source = "def grade(sample, item): return item['day'] == '2026-01-31'"
     assert grade(source, item={"day": date(2026, 1, 31)}).reward == 1.0
+
+
+def test_a_reward_too_large_for_sums_is_a_fault():
+    with grader("def grade(sample, item): return item['reward']") as opened:
+        assert opened.grade(SAMPLE, {"reward": -1e9}).reward == -1e9
+        grade = opened.grade(SAMPLE, {"reward": 1e200})
+    assert grade.reward == 0
+    assert grade.errors == {"other_error": "the reward 1e+200 lies beyond ±1e+09"}
+
+
+def test_temporary_files_go_into_the_samples_folder():
+    source = """
+import tempfile
+tempfile.gettempdir()
+def grade(sample, item):
+    with tempfile.NamedTemporaryFile("w") as file:
+        return float(file.name.startswith(__import__("os").getcwd()))
+"""
+    with grader(source) as opened:
+        assert opened.grade(SAMPLE, {}).reward == 1.0

@@ -238,3 +238,11 @@ def test_a_job_learns_of_unreadable_packages_before_it_grades(tmp_path, monkeypa
     with pytest.raises(GraderError, match=r"my_module lies in .*, which the sandbox cannot read"):
         document.open(GradingSettings(sandbox="kernel"))
     document.open(GradingSettings(sandbox="unsafe-local")).close()
+
+
+def test_what_no_sample_has_is_told():
+    source = (
+        "def grade(sample, item):\n    return float(sample.get('output_json') == item['answer'])\n"
+    )
+    (warning,) = source_warnings(source)
+    assert warning.startswith("line 2: a sample has no output_json or output_audio in training")

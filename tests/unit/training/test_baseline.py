@@ -69,6 +69,13 @@ def test_groups_without_a_signal_are_told_apart() -> None:
     }
 
 
+def test_penalties_are_not_called_0() -> None:
+    found = document(groups_of((-1.0, -1.0), (-1.0, -1.0)), empty=make_grade(-1.0))
+    texts = {finding["about"]: finding["text"] for finding in found["findings"]}
+    assert "every answer earned the same, -1. " in texts["no_signal"]
+    assert any("all at 0 or below 100%" in line for line in baseline_lines(found, 100))
+
+
 @pytest.mark.parametrize(
     ("rewards", "group_size", "expected"),
     [

@@ -108,9 +108,9 @@ def test_a_sample_passes_at_the_threshold(threshold: float, expected: float) -> 
     assert make_evaluation([0.5], [1.0]).pass_at(threshold) == {1: expected}
 
 
-def test_an_ungraded_sample_passes_only_a_threshold_at_the_minimum() -> None:
+def test_an_ungraded_sample_passes_no_threshold() -> None:
     assert make_evaluation([None]).pass_at(0.1) == {1: 0.0}
-    assert make_evaluation([None]).pass_at(0.0) == {1: 1.0}
+    assert make_evaluation([None]).pass_at(-1.0) == {1: 0.0}
 
 
 def test_sub_rewards_are_means_over_the_rollouts_that_have_them() -> None:

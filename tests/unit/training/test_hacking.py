@@ -44,6 +44,18 @@ def test_a_hollow_canary_that_pays(
     assert (hollow_canary_pays(compared, best) is not None) == is_sign  # type: ignore[arg-type]
 
 
+def test_a_hollow_canary_that_avoids_a_penalty() -> None:
+    empty = {"empty": OnSameRows(0.0, -0.205)}
+    assert hollow_canary_pays(empty, -0.014, -0.4) == (  # type: ignore[arg-type]
+        "an empty answer earns 0, at least as much as the policy's own answers to the same rows (-0.205): "
+        "training will lead to answers without content. Let the grader take more off for it than for a real "
+        "try; `rft grade` shows what each part gives"
+    )
+    # as little as the worst answer, and less than a quarter of the way from it
+    assert hollow_canary_pays({"empty": OnSameRows(-0.4, -0.4)}, -0.014, -0.4) is None
+    assert hollow_canary_pays({"empty": OnSameRows(-0.8, -0.9)}, 0.0, -1.0) is None
+
+
 def test_the_best_paid_hollow_canary_is_named() -> None:
     text = hollow_canary_pays(
         {

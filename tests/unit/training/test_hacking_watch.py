@@ -205,6 +205,12 @@ def test_a_hollow_canary_is_told_at_once_and_once() -> None:
     assert run.evaluation([0.2, 0.2], {"empty": 0.6, "reference": 1.0})[1] == []
 
 
+def test_an_empty_answer_that_avoids_a_penalty_is_told() -> None:
+    _, (text,) = Run().evaluation([-0.4, -0.01], {"empty": 0.0, "reference": -0.014})
+    assert text.startswith("an empty answer earns 0, at least as much as the policy's own answers")
+    assert Run().evaluation([-0.4, -0.01], {"empty": -0.4, "reference": -0.014})[1] == []
+
+
 def test_without_a_reference_the_best_reward_seen_is_the_measure() -> None:
     assert run_texts([0.0, 2.0], {"empty": 1.0}) == 1
     assert run_texts([0.0, 0.0, 0.0, 0.0, 0.0, 4.0], {"empty": 0.9}) == 0

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from rft.training.verdict import Baseline, judge
+from rft.training.verdict import TOO_HARD, Baseline, judge
 
 HEALTHY = Baseline(
     num_groups=24,
@@ -16,8 +16,10 @@ HEALTHY = Baseline(
     error_pause_rate=0.5,
     reward_mean=0.4,
     reward_max=1.0,
+    reward_min=0.0,
     signal=0.75,
     all_zero=0.15,
+    all_zero_rewards=(0.0,),
     all_passing=0.1,
     all_equal_between=0.0,
     signal_groups_per_step=6.0,
@@ -272,6 +274,66 @@ def test_the_gravest_comes_first() -> None:
 def test_the_best_reward_is_the_reference_s_or_what_passes() -> None:
     assert replace(HEALTHY, **canaries(reference=2.0)).best_reward == 2.0
     assert replace(HEALTHY, **canaries(reference=None)).best_reward == 1.0
+
+
+def test_without_a_reference_the_highest_reward_seen_is_near_the_best() -> None:
+    changes = {"reward_mean": 2.25, "reward_max": 9.0, **canaries(reference=None)}
+    baseline = replace(HEALTHY, **changes)
+    assert baseline.best_reward == 9.0
+    assert [finding.about for finding in judge(baseline).findings] == ["no_reference"]
+
+
+PENALTIES: dict[str, Any] = {
+    "reward_mean": -0.205,
+    "reward_max": -0.02,
+    "reward_min": -0.4,
+    "all_passing": 0.0,
+    "canaries": {"empty": -0.3, "punctuation": -0.3, "echo": -0.4, "reference": -0.02},
+}
+
+
+def test_penalties_are_judged_without_an_accusation() -> None:
+    assert judge(replace(HEALTHY, **PENALTIES)).findings == ()
+    same = PENALTIES | {"reward_mean": -0.5, "reward_max": -0.5, "reward_min": -0.5}
+    same["canaries"] = {"reference": -0.5}
+    assert judge(replace(HEALTHY, **same)).findings == ()
+    same["canaries"] = {"reference": -0.7}
+    (finding,) = judge(replace(HEALTHY, **same)).findings
+    assert finding.text.startswith("The reference answer earns -0.7, an answer of the model -0.5:")
+
+
+def test_an_empty_answer_that_avoids_the_penalty_is_found() -> None:
+    # −len/100
+    rewards = {"empty": 0.0, "punctuation": -0.01, "echo": -0.3, "reference": -0.014}
+    changes = PENALTIES | {"canaries": rewards}
+    (finding,) = judge(replace(HEALTHY, **changes)).findings
+    assert (finding.weight, finding.about) == ("change", "hollow_pays")
+    assert finding.text == (
+        "An empty answer earns 0 (the model's answers -0.205, the reference -0.014): training will find it. "
+        "Let the grader take more off for it than for a real try"
+    )
+
+
+@pytest.mark.parametrize(
+    ("rewards", "words"),
+    [
+        ((0.0,), "every answer earned 0"),
+        ((-1.0,), "every answer earned the same, -1"),
+        ((-1.0, 0.0), "all answers to a prompt earned the same, from -1 to 0"),
+    ],
+)
+def test_only_0_is_called_0(rewards: tuple[float, ...], words: str) -> None:
+    low: dict[str, Any] = {"all_zero": 1.0, "all_passing": 0.0, "all_zero_rewards": rewards}
+    (finding,) = judge(replace(HEALTHY, **low, **DEAD, canaries={"reference": 1.0})).findings
+    assert finding.text.endswith("nothing to learn from: " + words + ". " + TOO_HARD)
+    (finding,) = judge(replace(HEALTHY, **low)).findings
+    assert finding.text.startswith(f"In 100% of the groups {words}: too hard")
+
+
+def test_rows_are_not_called_hard_where_all_grades_fail() -> None:
+    failed = DEAD | {"reward_mean": 0.0, "reward_max": 0.0, "all_zero": 1.0, "failed": 1.0}
+    found = judge(replace(HEALTHY, **failed, **canaries(echo=0.0))).findings
+    assert [finding.about for finding in found] == ["failing_grades"]
 
 
 @pytest.mark.parametrize(
