@@ -19,6 +19,9 @@ Item = Mapping[str, Any]
 Sample = Mapping[str, Any]
 """One completion as graders see it (`sample.*`): output_text, choices, output_tools, perhaps output_json."""
 
+MAX_UNGRADED_FRACTION = 0.05
+"""An evaluation with a larger share of ungraded samples never ranks."""
+
 FinishReason = Literal["stop", "length"]
 
 

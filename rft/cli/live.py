@@ -12,6 +12,7 @@ from rft.cli.output import Screen
 from rft.cli.text import decimal, duration, shorten, signed
 from rft.runs.documents import read_lines
 from rft.runs.layout import RunFolder
+from rft.types import MAX_UNGRADED_FRACTION
 
 if TYPE_CHECKING:
     from rft.training.report import Outcome
@@ -27,8 +28,6 @@ SHOWN_FACTS = (
     "group_size",
 )
 STEPS_FOR_ETA = 20
-MAX_UNGRADED_FRACTION = 0.05
-"""As rft.training.evaluation has it, which would load torch here."""
 
 
 class LiveReport:

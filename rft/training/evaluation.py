@@ -13,10 +13,7 @@ from rft.rollout.randomness import Purpose
 from rft.rollout.sampler import SamplingSettings
 from rft.training.clock import Clock
 from rft.training.ranks import Ranks
-from rft.types import Grade, Group, Prompt
-
-MAX_UNGRADED_FRACTION = 0.05
-"""An evaluation with more ungraded samples never ranks."""
+from rft.types import MAX_UNGRADED_FRACTION, Grade, Group, Prompt
 
 MINIMUM_REWARD = 0.0
 """What an ungraded sample counts as in `valid_reward_mean`: the minimum of every grader there is."""

@@ -6,10 +6,11 @@ from typing import Any
 from rft.graders import GraderDocument
 from rft.runs.failures import last_lines
 from rft.training.conditions import Conditions
-from rft.training.evaluation import MAX_UNGRADED_FRACTION, Evaluation
+from rft.training.evaluation import Evaluation
 from rft.training.hacking_watch import HackingWatch
 from rft.training.metrics import all_errors
 from rft.training.trainer import StepRecord
+from rft.types import MAX_UNGRADED_FRACTION
 
 PATIENCE = 3
 """Steps in a row before a condition is worth a warning."""
