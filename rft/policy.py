@@ -101,6 +101,9 @@ class Policy:
         named = self.model.named_parameters()
         return {name: parameter for name, parameter in named if parameter.requires_grad}
 
+    def refresh(self) -> None:
+        """To be called after the LoRA matrices changed: what is derived from them follows."""
+
     def score(self, batch: PackedBatch, temperature: float) -> Scored:
         """`policy_logprobs` of every completion token; gradient flows to the LoRA matrices."""
         decoder = self.base.get_decoder()

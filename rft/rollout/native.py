@@ -6,7 +6,8 @@ never see fewer rows than `row_invariance` found safe, attention runs per row, a
 B live rows, V vocabulary.
 """
 
-from collections import deque
+import time
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -57,6 +58,9 @@ class NativeSampler:
         self.invariance: RowInvariance = row_invariance(self._model, policy.head, num_slots)
         self._num_slots = num_slots
         self._slots: Slots | None = None
+        self.calls: Counter[tuple[str, int]] = Counter()
+        """How often the model ran, by stage (`prefill`, `decode`) and rows of its matrix products."""
+        self._spent: defaultdict[str, float] = defaultdict(float)
 
     @property
     def is_exact(self) -> bool:
@@ -66,6 +70,10 @@ class NativeSampler:
     @property
     def facts(self) -> Mapping[str, object]:
         return {"bitwise": self.invariance.is_bitwise, "min_rows": self.invariance.min_rows}
+
+    @property
+    def spent(self) -> Mapping[str, float]:
+        return dict(self._spent)
 
     def refresh(self) -> None:
         if self._merged:
@@ -83,12 +91,21 @@ class NativeSampler:
         while waiting or ready or live:
             while len(live) < self._num_slots and (waiting or ready):
                 if not ready:
+                    began = time.monotonic()
                     ready += self._prefill(waiting.popleft(), requests, settings)
+                    self._count("prefill", ready[0][0].prompt_length, began)
                 live += self._admit(ready, slots, len(live), settings)
                 yield from self._retire(live, slots, requests, settings)
             if live:
+                began = time.monotonic()
                 self._decode(live, slots, settings)
+                self._count("decode", len(live), began)
                 yield from self._retire(live, slots, requests, settings)
+
+    def _count(self, stage: str, num_tokens: int, began: float) -> None:
+        self.calls[stage, max(num_tokens, self.invariance.min_rows)] += 1
+        self._spent[stage] += time.monotonic() - began
+        self._spent[f"{stage}_tokens"] += num_tokens
 
     def _slots_for(self, capacity: int) -> Slots:
         if self._slots is None or self._slots.capacity < capacity:

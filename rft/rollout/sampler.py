@@ -58,6 +58,11 @@ class Sampler(Protocol):
     def facts(self) -> Mapping[str, object]:
         """What env.json says of it; `bitwise` is whether completions are independent bit for bit."""
 
+    @property
+    def spent(self) -> Mapping[str, float]:
+        """Since the sampler was made: seconds of `prefill` and `decode`, and `prefill_tokens` and
+        `decode_tokens` that went through the model in them; empty where an engine cannot tell."""
+
     def refresh(self) -> None:
         """Take over the policy's current weights."""
 

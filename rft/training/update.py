@@ -110,6 +110,7 @@ class Updater:
         if sums.num_tokens > 0 and is_finite:
             set_learning_rate(self.optimizer, rate)
             self.optimizer.step()
+            self._policy.refresh()
         self.optimizer.zero_grad(set_to_none=True)
         changes = [(p.detach() - old).norm() for p, old in zip(parameters, before, strict=True)]
         return Update(sums, norm, float(torch.stack(changes).norm()), rate, not is_finite)
