@@ -62,6 +62,7 @@ class Sampler(Protocol):
     def spent(self) -> Mapping[str, float]:
         """Since the sampler was made: seconds of `prefill` and `decode`, and `prefill_tokens` and
         `decode_tokens` that went through the model in them; empty where an engine cannot tell."""
+        return {}
 
     def refresh(self) -> None:
         """Take over the policy's current weights."""
