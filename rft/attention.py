@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
 
 from rft.errors import ModelError
 
@@ -78,8 +78,21 @@ def _attention(
     scaling = scaling if scaling is not None else query.shape[-1] ** -0.5
     layer = module.layer_idx
     assert isinstance(layer, int)
+    if sliding_window is None and _is_windowed(module.config, layer):
+        raise ModelError(
+            f"{family} keeps its window in a mask of its own",
+            remedy="this model family is not supported yet",
+        )
     kind = AttentionKind(layer, scaling, sliding_window, softcap)
     return layout.attend(kind, query, key, value).transpose(1, 2).contiguous(), None
+
+
+def _is_windowed(config: PretrainedConfig, layer: int) -> bool:
+    """Whether by its configuration a layer sees only a part of what comes before a token."""
+    kinds = getattr(config, "layer_types", None)
+    if kinds is None:
+        return getattr(config, "sliding_window", None) is not None
+    return "sliding" in kinds[layer] or "chunked" in kinds[layer]
 
 
 def masked_attention(
@@ -147,39 +160,107 @@ class PackedGroups:
 
     def __init__(self, spans: Iterable[PackedSpan]):
         self.spans = tuple(spans)
+        self._paddings: dict[PackedSpan, _Padding] = {}
 
     def attend(self, kind: AttentionKind, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        parts = [self._attend_group(kind, span, query, key, value) for span in self.spans]
-        return torch.cat(parts, dim=1)[None]  # (1, H, N, D)
+        rows = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]  # (N, heads, D)
+        parts = [self._attend_group(kind, span, *rows) for span in self.spans]
+        return torch.cat(parts).transpose(0, 1)[None]  # (1, H, N, D)
 
     def _attend_group(
-        self, kind: AttentionKind, span: PackedSpan, query: Tensor, key: Tensor, value: Tensor
-    ) -> Float[Tensor, "H N D"]:
+        self,
+        kind: AttentionKind,
+        span: PackedSpan,
+        query: Float[Tensor, "N H D"],
+        key: Float[Tensor, "N K D"],
+        value: Float[Tensor, "N K D"],
+    ) -> Float[Tensor, "n H D"]:
         boundary = span.start + span.prompt_length
         prompt_query, prompt_key, prompt_value = (
-            tensor[:, :, span.start : boundary] for tensor in (query, key, value)
+            tensor[span.start : boundary].transpose(0, 1)[None] for tensor in (query, key, value)
         )
         visible = None
         if kind.sliding_window is not None and span.prompt_length > kind.sliding_window:
             visible = causal_visibility(span.prompt_length, 0, kind.sliding_window, query.device)
-        prompt_output = masked_attention(kind, prompt_query, prompt_key, prompt_value, visible)[0]
+        prompt_output = masked_attention(kind, prompt_query, prompt_key, prompt_value, visible)
+        prompt_output = prompt_output[0].transpose(0, 1)
         longest = max(span.completion_lengths, default=0)
         if longest == 0:
             return prompt_output
 
-        lengths = torch.tensor(span.completion_lengths, device=query.device)
-        offsets = torch.arange(longest, device=query.device)
-        is_token = offsets < lengths[:, None]  # (G, C)
-        starts = boundary + lengths.cumsum(0) - lengths
-        index = torch.where(is_token, starts[:, None] + offsets, boundary)  # (G, C)
+        padding = self._padding(span, query.device)
         own_query, own_key, own_value = (
-            tensor[0][:, index].transpose(0, 1) for tensor in (query, key, value)
+            padding.pad(tensor[boundary : span.stop]).transpose(1, 2)
+            for tensor in (query, key, value)
         )
         keys, values = (
-            torch.cat([shared.expand(len(lengths), -1, -1, -1), own], dim=2)
+            torch.cat([shared.expand(len(own), -1, -1, -1), own], dim=2)
             for shared, own in ((prompt_key, own_key), (prompt_value, own_value))
         )
-        visible = causal_visibility(longest, span.prompt_length, kind.sliding_window, query.device)
+        visible = padding.visibility(kind.sliding_window)
         output = masked_attention(kind, own_query, keys, values, visible)  # (G, H, C, D)
-        output = output.permute(0, 2, 1, 3)[is_token].transpose(0, 1)  # (H, sum of lengths, D)
-        return torch.cat([prompt_output, output], dim=1)
+        return torch.cat([prompt_output, padding.unpad(output.transpose(1, 2))])
+
+    def _padding(self, span: PackedSpan, device: torch.device) -> "_Padding":
+        if span not in self._paddings:
+            self._paddings[span] = _Padding(span, device)
+        return self._paddings[span]
+
+
+class _Padding:
+    """The completions of a span as a padded batch of G rows of C tokens, and back."""
+
+    def __init__(self, span: PackedSpan, device: torch.device):
+        lengths = torch.tensor(span.completion_lengths, device=device)
+        self._shape = len(lengths), int(lengths.max())
+        self._prompt_length = span.prompt_length
+        is_token = torch.arange(self._shape[1], device=device) < lengths[:, None]
+        self._places = is_token.flatten().nonzero()[:, 0]  # (n,) of G · C
+        self._visible: dict[int | None, Tensor] = {}
+
+    def pad(self, tokens: Float[Tensor, "n heads D"]) -> Float[Tensor, "G C heads D"]:
+        """Zero where a completion has no token."""
+        num_places = self._shape[0] * self._shape[1]
+        padded: Tensor = _Scatter.apply(tokens, self._places, num_places)  # type: ignore[no-untyped-call]
+        return padded.view(*self._shape, *tokens.shape[1:])
+
+    def unpad(self, rows: Float[Tensor, "G C heads D"]) -> Float[Tensor, "n heads D"]:
+        return _Gather.apply(rows.flatten(0, 1), self._places)  # type: ignore[no-any-return, no-untyped-call]
+
+    def visibility(self, window: int | None) -> Bool[Tensor, "C S"]:
+        """Which keys of prompt and completion a completion's tokens see."""
+        if window not in self._visible:
+            self._visible[window] = causal_visibility(
+                self._shape[1], self._prompt_length, window, self._places.device
+            )
+        return self._visible[window]
+
+
+class _Scatter(torch.autograd.Function):
+    """Rows to distinct places among zeros; as no place occurs twice, its gradient is a plain gather."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, places: Tensor, num_places: int) -> Tensor:
+        ctx.save_for_backward(places)
+        return rows.new_zeros(num_places, *rows.shape[1:]).index_copy_(0, places, rows)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (places,) = ctx.saved_tensors
+        return gradients[0].index_select(0, places), None, None
+
+
+class _Gather(torch.autograd.Function):
+    """Rows at distinct places; its gradient goes back to these and is zero elsewhere."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, places: Tensor) -> Tensor:
+        ctx.save_for_backward(places)
+        ctx.num_places = len(rows)
+        return rows.index_select(0, places)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (places,) = ctx.saved_tensors
+        zeros = gradients[0].new_zeros(ctx.num_places, *gradients[0].shape[1:])
+        return zeros.index_copy_(0, places, gradients[0]), None

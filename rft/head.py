@@ -3,9 +3,10 @@
 M tokens, E hidden width, V vocabulary.
 """
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from rft.errors import ModelError
+from rft.linear import Product
 
 CHUNK_TOKENS = 64
 """Tokens whose logits are in memory at once."""
@@ -34,10 +36,20 @@ class Head:
 
     def logits(self, hidden: Float[Tensor, "M E"]) -> Float[Tensor, "M V"]:
         """Untempered logits in float32."""
-        raw = F.linear(hidden.to(self.weight.dtype), self.weight, self.bias).float()
+        raw = self.product(hidden.to(self.weight.dtype)).float()
         if self.softcap is not None:
             raw = self.softcap * torch.tanh(raw / self.softcap)
-        return raw * self.scale if self.scale != 1.0 else raw
+        return raw.mul_(self.scale) if self.scale != 1.0 else raw
+
+    @functools.cached_property
+    def product(self) -> Product:
+        """hidden ↦ hidden Wᵀ + b."""
+        return Product(self.weight.detach(), None if self.bias is None else self.bias.detach())
+
+    @functools.cached_property
+    def transposed(self) -> Product:
+        """y ↦ y W, which only training asks for."""
+        return Product(self.weight.detach().T)
 
 
 def read_head(model: PreTrainedModel) -> Head:
@@ -55,10 +67,11 @@ def read_head(model: PreTrainedModel) -> Head:
     hidden = _probe(weight, softcap)
     with torch.no_grad(), _stubbed_decoder(model, hidden[None]):
         expected = model(inputs_embeds=hidden[None], use_cache=False).logits[0].float()
-    raw = Head(weight, bias).logits(hidden)
-    scale = float((expected * raw).sum() / (raw * raw).sum())
-    scaled = Head(weight, bias, scale=1.0 if abs(scale - 1) < 1e-2 else scale)
-    head = Head(weight, bias, softcap=softcap) if softcap else scaled
+    head = Head(weight, bias, softcap=softcap)
+    if not softcap:
+        raw = head.logits(hidden)
+        scale = float((expected * raw).sum() / (raw * raw).sum())
+        head = head if abs(scale - 1) < 1e-2 else replace(head, scale=scale)
     error = (head.logits(hidden) - expected).norm() / expected.norm()
     if error < (1e-4 if weight.dtype == torch.float32 else 2e-2):
         return head
@@ -72,7 +85,7 @@ def _probe(weight: Float[Tensor, "V E"], softcap: float | None) -> Float[Tensor,
     """Hidden states whose logits are large enough to feel a softcap."""
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(4, weight.shape[1], generator=generator).to(weight.device, weight.dtype)
-    deviation = float(Head(weight, None).logits(hidden).std())
+    deviation = float(F.linear(hidden, weight).float().std())
     return hidden * (softcap / max(deviation, 1e-6)) if softcap else hidden
 
 
@@ -103,7 +116,8 @@ def tempered(
     logits: Float[Tensor, "M V"], temperature: float, allowed_tokens: NDArray[np.uint8] | None
 ) -> Float[Tensor, "M V"]:
     """Logits of the distribution that is sampled: divided by the temperature, −inf where not allowed."""
-    logits = logits / temperature
+    if temperature != 1.0:
+        logits = logits / temperature
     if allowed_tokens is None:
         return logits
     bits = np.unpackbits(allowed_tokens, axis=1, count=logits.shape[1]).astype(bool)
@@ -149,15 +163,15 @@ class _TokenLogprobs(torch.autograd.Function):
             allowed = None if allowed_tokens is None else allowed_tokens[rows]
             all_logprobs = tempered(logits, temperature, allowed).log_softmax(-1)
             logprobs[rows] = all_logprobs.gather(1, targets)[:, 0]
-            probabilities = all_logprobs.exp()
-            entropies[rows] = -(probabilities * all_logprobs.clamp(min=-1e4)).sum(-1)
+            spent = logits if head.softcap is None else torch.empty_like(logits)
+            probabilities = torch.exp(
+                all_logprobs, out=spent
+            )  # new pages cost as much as the numbers
+            if allowed is not None:
+                all_logprobs = all_logprobs.clamp_(min=-1e4)
+            entropies[rows] = -torch.linalg.vecdot(probabilities, all_logprobs)
             if slopes is not None:
-                slope = probabilities.neg_()
-                slope.scatter_add_(1, targets, torch.ones_like(targets, dtype=slope.dtype))
-                slope *= head.scale / temperature
-                if head.softcap is not None:
-                    slope *= 1 - (logits / (head.scale * head.softcap)) ** 2
-                slopes[rows] = (slope.to(head.weight.dtype) @ head.weight).to(hidden.dtype)
+                slopes[rows] = _slopes(head, probabilities, logits, targets).div_(temperature)
         ctx.save_for_backward(slopes)
         ctx.mark_non_differentiable(entropies)
         return logprobs, entropies
@@ -166,3 +180,19 @@ class _TokenLogprobs(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (slopes,) = ctx.saved_tensors
         return slopes * gradients[0][:, None].to(slopes.dtype), None, None, None, None
+
+
+def _slopes(
+    head: Head,
+    probabilities: Float[Tensor, "M V"],
+    logits: Float[Tensor, "M V"],
+    targets: Int[Tensor, "M 1"],
+) -> Float[Tensor, "M E"]:
+    """∂ log p(target) / ∂ hidden at temperature 1: (onehot(target) − p) · ∂ logits / ∂ hidden."""
+    chosen = head.weight[targets[:, 0]].float()
+    if head.softcap is not None:
+        slope = 1 - (logits / (head.scale * head.softcap)) ** 2
+        chosen = chosen * slope.gather(1, targets)
+        probabilities = probabilities * slope
+    mean = head.transposed(probabilities.to(head.weight.dtype)).float()
+    return (chosen - mean) * head.scale

@@ -3,6 +3,7 @@
 B completions, T tokens of the longest one; index t speaks of token t.
 """
 
+import functools
 import hashlib
 import json
 import math
@@ -30,7 +31,10 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from rft.attention import use_layouts
 from rft.errors import ModelError
 from rft.head import Head, read_head, token_logprobs
+from rft.merged import MergedModel
 from rft.packing import PackedBatch
+from rft.sharding import is_sharded
+from rft.unpacked import unpacked_logprobs
 
 ADAPTER = "default"
 REFERENCE = "reference"
@@ -80,21 +84,46 @@ class Policy:
 
     def __init__(self, model: PeftModel, gradient_checkpointing: bool = False):
         base = model.get_base_model()
+        self._own_attention: str = base.config._attn_implementation
         use_layouts(base)
         self.model = model
         self.base: PreTrainedModel = base
-        self.head: Head = read_head(base)
-        self.device: torch.device = self.head.weight.device
+        self.device: torch.device = base.get_input_embeddings().weight.device
+        self.why_unpacked: str | None = None
+        """Why the training pass does without packing, in words; None where it packs."""
+        self.is_sharded = is_sharded(base)
+        """Whether each pass is collective: all ranks make equally many."""
         if gradient_checkpointing:
             base.activation_checkpointing_enable({"use_reentrant": False})
         _silence_base_noise(base)
         self.model.eval()
+        self._merged: MergedModel | None = None
+        self._is_bare = False
+
+    @functools.cached_property
+    def head(self) -> Head:
+        """The output head by itself. Raises ModelError where the family's is not known."""
+        return read_head(self.base)
+
+    def stop_packing(self, why: str) -> None:
+        """Go over to the slower training pass, in which the model attends by itself and nothing is merged."""
+        self.why_unpacked = why
+        self._merged = None
+        self.base.set_attn_implementation(self._own_attention)
 
     @property
     def merges_exactly(self) -> bool:
-        """Whether base + LoRA in one weight matrix loses nothing: a full-precision float32 base."""
+        """Whether base + LoRA in one weight matrix loses nothing: a full-precision float32 base, all here."""
         is_quantized = getattr(self.base, "is_quantized", False)
-        return not is_quantized and self.head.weight.dtype == torch.float32
+        is_whole = not is_quantized and not self.is_sharded
+        return is_whole and self.base.get_input_embeddings().weight.dtype == torch.float32
+
+    @property
+    def merged(self) -> MergedModel:
+        """Base and adapter in one set of matrices, as of the last `refresh`; where it `merges_exactly`."""
+        if self._merged is None:
+            self._merged = MergedModel(self.base, ADAPTER)
+        return self._merged
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         """The trainable LoRA matrices by name, in a fixed order; float32."""
@@ -102,17 +131,25 @@ class Policy:
         return {name: parameter for name, parameter in named if parameter.requires_grad}
 
     def refresh(self) -> None:
-        """To be called after the LoRA matrices changed: what is derived from them follows."""
+        """To be called after the LoRA matrices changed: the merged copy follows."""
+        if self._merged is not None:
+            self._merged.refresh()
 
     def score(self, batch: PackedBatch, temperature: float) -> Scored:
         """`policy_logprobs` of every completion token; gradient flows to the LoRA matrices."""
-        decoder = self.base.get_decoder()
-        hidden = decoder(
-            input_ids=batch.input_ids,
-            position_ids=batch.position_ids,
-            use_cache=False,
-            layout=batch.layout,
-        ).last_hidden_state[0]
+        if self.why_unpacked is not None:
+            found = unpacked_logprobs(self.base, batch, temperature)
+            return Scored(*map(batch.unpack, found))
+        hidden = (
+            self._scored_model()
+            .get_decoder()(
+                input_ids=batch.input_ids,
+                position_ids=batch.position_ids,
+                use_cache=False,
+                layout=batch.layout,
+            )
+            .last_hidden_state[0]
+        )
         logprobs, entropies = token_logprobs(
             self.head,
             hidden[batch.predictor_index],
@@ -121,6 +158,13 @@ class Policy:
             batch.allowed_tokens,
         )
         return Scored(batch.unpack(logprobs), batch.unpack(entropies))
+
+    def _scored_model(self) -> PreTrainedModel:
+        """The merged copy where it says the same as base and adapter, in half the time."""
+        if self._is_bare or self.has_dropout or not self.merges_exactly:
+            return self.base
+        self.merged.require_fresh()
+        return self.merged.model
 
     @torch.no_grad()
     def reference_logprobs(self, batch: PackedBatch, temperature: float) -> Float[Tensor, "B T"]:
@@ -145,7 +189,9 @@ class Policy:
         The base never enters training mode: its own dropout, router noise and the like would make the
         trainer see another policy than the sampler drew from.
         """
-        checkpointed = [m for m in self.base.modules() if isinstance(m, GradientCheckpointingLayer)]
+        models = [self.base] if self._merged is None else [self.base, self._merged.model]
+        layers = (module for model in models for module in model.modules())
+        checkpointed = [layer for layer in layers if isinstance(layer, GradientCheckpointingLayer)]
         switched = [*self._adapter_dropouts(), *checkpointed]
         for module in switched:
             module.training = True
@@ -183,6 +229,7 @@ class Policy:
     def load_adapter(self, weights: Mapping[str, Tensor]) -> None:
         """Put saved adapter weights into the parameters that are there (the optimizer keeps them)."""
         result = set_peft_model_state_dict(self.model, dict(weights), adapter_name=ADAPTER)
+        self.refresh()
         expected, found = set(self.adapter_tensors()), set(weights)
         if result.unexpected_keys or expected != found:
             wrong = sorted(expected ^ found) or result.unexpected_keys
@@ -191,23 +238,28 @@ class Policy:
             )
 
     @contextmanager
-    def _as_reference(self) -> Iterator[None]:
-        if REFERENCE not in self.model.peft_config:
+    def adapter_off(self) -> Iterator[None]:
+        """`score` speaks of the bare base model."""
+        self._is_bare = True
+        try:
             with self.model.disable_adapter():
                 yield
+        finally:
+            self._is_bare = False
+
+    @contextmanager
+    def _as_reference(self) -> Iterator[None]:
+        if REFERENCE not in self.model.peft_config:
+            with self.adapter_off():
+                yield
             return
+        self._is_bare = True
         self.model.set_adapter(REFERENCE, inference_mode=True)
         try:
             yield
         finally:
             self.model.set_adapter(ADAPTER)
-
-
-@contextmanager
-def adapter_off(policy: Policy) -> Iterator[None]:
-    """The bare base model, for sampling without the adapter."""
-    with policy.model.disable_adapter():
-        yield
+            self._is_bare = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,9 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
+ROWS_AT_ONCE = 16
+"""On a CPU few rows are drawn together: what is computed of them stays in its caches."""
+
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
@@ -31,17 +34,33 @@ def draw(
 
     Every row's result depends on that row alone, bit for bit.
     """
+    rows = len(logits) if logits.is_cuda else ROWS_AT_ONCE
+    chunks = zip(torch.split(logits, rows), torch.split(uniforms, rows), strict=True)
+    parts = [_draw(some, points, temperature, top_p) for some, points in chunks]
+    if len(parts) == 1:
+        return parts[0]
+    allowed = [part.allowed_tokens for part in parts if part.allowed_tokens is not None]
+    return Drawn(
+        torch.cat([part.token_ids for part in parts]),
+        torch.cat([part.logprobs for part in parts]),
+        np.concatenate(allowed) if allowed else None,
+    )
+
+
+def _draw(logits: Tensor, uniforms: Tensor, temperature: float, top_p: float) -> Drawn:
     if temperature == 0:
         token_ids = logits.argmax(-1)
         return Drawn(token_ids, _chosen(logits.log_softmax(-1), token_ids), None)
-    logprobs = (logits / temperature).log_softmax(-1)
+    if temperature != 1:
+        logits = logits / temperature
     allowed = None
     if top_p < 1:
-        nucleus = nucleus_mask(logprobs.exp(), top_p)
+        nucleus = nucleus_mask(logits.softmax(-1), top_p)
         allowed = np.packbits(nucleus.cpu().numpy(), axis=1)
-        logprobs = (logits / temperature).masked_fill(~nucleus, float("-inf")).log_softmax(-1)
-    token_ids = inverse_cdf(logprobs.exp(), uniforms)
-    return Drawn(token_ids, _chosen(logprobs, token_ids), allowed)
+        logits = logits.masked_fill(~nucleus, float("-inf"))
+    probabilities = logits.softmax(-1)
+    token_ids = inverse_cdf(probabilities, uniforms)
+    return Drawn(token_ids, _chosen(probabilities, token_ids).log(), allowed)
 
 
 def inverse_cdf(
@@ -70,5 +89,5 @@ def nucleus_mask(probabilities: Float[Tensor, "B V"], top_p: float) -> Bool[Tens
     return torch.zeros_like(keep).scatter(-1, order, keep)
 
 
-def _chosen(logprobs: Tensor, token_ids: Tensor) -> Tensor:
-    return logprobs.gather(1, token_ids[:, None])[:, 0]
+def _chosen(values: Tensor, token_ids: Tensor) -> Tensor:
+    return values.gather(1, token_ids[:, None])[:, 0]

@@ -1,14 +1,15 @@
 """From how many rows on a row's arithmetic stops depending on its neighbours, on this machine."""
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from rft.head import Head
+from rft.linear import Product
 from rft.rollout.slots import LENGTH_BUCKET, grouped_attention
 
 EXAMINED_BUCKETS = 32
@@ -16,6 +17,9 @@ EXAMINED_BUCKETS = 32
 
 ROW_MULTIPLE = 4
 """Row counts are multiples of this; only those are examined."""
+
+
+PLAIN_LAYERS = (nn.Linear, Conv1D, nn.Embedding)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,20 +35,24 @@ class RowInvariance:
         return max(self.min_rows, -(-num_rows // ROW_MULTIPLE) * ROW_MULTIPLE)
 
 
-def row_invariance(model: PreTrainedModel, head: Head, num_slots: int) -> RowInvariance:
-    """Run each distinct matrix of the model at every row count, and attention at several row counts and
+def row_invariance(
+    model: PreTrainedModel, head: Head, num_slots: int, products: Sequence[Product] = ()
+) -> RowInvariance:
+    """Run each distinct matrix of the model, and `products`, at every row count, and attention at several row counts and
     lengths, and compare the rows bit by bit.
 
     Only a float32 model on the CPU is examined; elsewhere kernels choose by shape and nothing is promised.
     """
-    weights = _distinct_weights(model, head)
     examined = head.weight.device.type == "cpu" and head.weight.dtype == torch.float32
     if not examined:
         return RowInvariance(ROW_MULTIPLE, is_bitwise=False)
     counts = range(ROW_MULTIPLE, max(num_slots, 16) + ROW_MULTIPLE, ROW_MULTIPLE)
     if not _only_plain_matrices(model):
         return RowInvariance(ROW_MULTIPLE, is_bitwise=False)
-    unsafe = max(_largest_unsafe_count(weight, counts) for weight in weights)
+    unsafe = max(
+        _largest_unsafe_count(layer, width, counts)
+        for layer, width in _distinct_layers(model, head, products)
+    )
     if unsafe == counts[-1] or not _attention_is_invariant(model.config, counts):
         return RowInvariance(ROW_MULTIPLE, is_bitwise=False)
     return RowInvariance(unsafe + ROW_MULTIPLE, is_bitwise=True)
@@ -52,7 +60,7 @@ def row_invariance(model: PreTrainedModel, head: Head, num_slots: int) -> RowInv
 
 def _only_plain_matrices(model: PreTrainedModel) -> bool:
     """Whether every matrix is applied to all rows alike; experts see as many rows as the router sends."""
-    plain = [m for m in model.modules() if isinstance(m, (nn.Linear, Conv1D, nn.Embedding))]
+    plain = [m for m in model.modules() if isinstance(m, PLAIN_LAYERS)]
     examined = {id(parameter) for module in plain for parameter in module.parameters()}
     has_router = any("router" in name or "experts" in name for name, _ in model.named_modules())
     matrices = [parameter for parameter in model.parameters() if parameter.ndim >= 2]
@@ -89,19 +97,26 @@ def _attention_is_invariant(config: PretrainedConfig, counts: range) -> bool:
     return all(torch.equal(attend(*size), full[: size[0]]) for size in sizes)
 
 
-def _distinct_weights(model: PreTrainedModel, head: Head) -> list[Tensor]:
-    layers = [module for module in model.modules() if isinstance(module, (nn.Linear, Conv1D))]
-    matrices = [m.weight if isinstance(m, nn.Linear) else m.weight.T for m in layers]
-    by_shape = {(tuple(matrix.shape), matrix.stride()): matrix for matrix in matrices}
-    by_shape[tuple(head.weight.shape), head.weight.stride()] = head.weight
-    return list(by_shape.values())
+def _distinct_layers(
+    model: PreTrainedModel, head: Head, products: Sequence[Product]
+) -> Iterator[tuple[Callable[[Tensor], Tensor], int]]:
+    """One linear layer of each shape, and its number of inputs."""
+    found: dict[tuple[object, ...], tuple[Callable[[Tensor], Tensor], int]] = {}
+    for product in (head.product, *products):
+        found[Product, product.shape] = product, product.shape[1]
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            found[nn.Linear, tuple(module.weight.shape)] = module, module.in_features
+        elif isinstance(module, Conv1D):
+            found[Conv1D, tuple(module.weight.shape)] = module, module.weight.shape[0]
+    yield from found.values()
 
 
 @torch.inference_mode()
-def _largest_unsafe_count(weight: Tensor, counts: range) -> int:
-    """The largest row count whose rows differ from those of the full matrix; 0 when none does."""
+def _largest_unsafe_count(layer: Callable[[Tensor], Tensor], width: int, counts: range) -> int:
+    """The largest row count whose rows differ from those of the full product; 0 when none does."""
     generator = torch.Generator().manual_seed(0)
-    rows = torch.randn(counts[-1], weight.shape[1], generator=generator)
-    full = F.linear(rows, weight)
-    differing = [n for n in counts if not torch.equal(F.linear(rows[:n], weight), full[:n])]
+    rows = torch.randn(counts[-1], width, generator=generator)
+    full = layer(rows)
+    differing = [n for n in counts if not torch.equal(layer(rows[:n]), full[:n])]
     return max(differing, default=0)

@@ -19,10 +19,17 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rft.errors import ModelError
+from rft.linear import Product
 from rft.policy import Policy
 from rft.rollout.draw import Drawn, draw
+from rft.rollout.graphs import (
+    CudaRecorder,
+    DecodeGraphs,
+    Recorder,
+    RecorderWithFallback,
+    SlotStep,
+)
 from rft.rollout.invariance import RowInvariance, row_invariance
-from rft.rollout.merged import MergedModel
 from rft.rollout.randomness import uniforms
 from rft.rollout.sampler import Sampled, SampleRequest, SamplingSettings
 from rft.rollout.slots import Prefill, Slots
@@ -50,14 +57,29 @@ class _Live:
 class NativeSampler:
     """Samples from the policy with a merged float32 copy, or through the adapter where none is exact."""
 
-    def __init__(self, policy: Policy, transcriber: Transcriber, num_slots: int):
+    def __init__(
+        self,
+        policy: Policy,
+        transcriber: Transcriber,
+        num_slots: int,
+        recorder: Recorder | None = None,
+    ):
+        """`recorder`: how decoding steps are repeated; None = CUDA graphs on such a device, else not at all."""
         self._policy = policy
         self._transcriber = transcriber
-        self._merged = MergedModel(policy) if policy.merges_exactly else None
-        self._model: PreTrainedModel = self._merged.model if self._merged else policy.base
-        self.invariance: RowInvariance = row_invariance(self._model, policy.head, num_slots)
+        self._model: PreTrainedModel = policy.base
+        self._products: Sequence[Product] = ()
+        if policy.merges_exactly:
+            self._model, self._products = policy.merged.model, policy.merged.products
+        self.invariance: RowInvariance = row_invariance(
+            self._model, policy.head, num_slots, self._products
+        )
         self._num_slots = num_slots
         self._slots: Slots | None = None
+        if recorder is None and policy.device.type == "cuda":
+            recorder = RecorderWithFallback(CudaRecorder(policy.device))
+        self._recorder = recorder
+        self._graphs: DecodeGraphs | None = None
         self.calls: Counter[tuple[str, int]] = Counter()
         """How often the model ran, by stage (`prefill`, `decode`) and rows of its matrix products."""
         self._spent: defaultdict[str, float] = defaultdict(float)
@@ -65,24 +87,31 @@ class NativeSampler:
     @property
     def is_exact(self) -> bool:
         """Whether sampling logprobs are the trainer's up to float32 rounding."""
-        return self._merged is not None
+        return self._policy.merges_exactly
 
     @property
     def facts(self) -> Mapping[str, object]:
-        return {"bitwise": self.invariance.is_bitwise, "min_rows": self.invariance.min_rows}
+        invariance = self.invariance
+        return {
+            "sampler": "native",
+            "bitwise": invariance.is_bitwise,
+            "min_rows": invariance.min_rows,
+            **(self._recorder.facts if self._recorder else {}),
+        }
 
     @property
     def spent(self) -> Mapping[str, float]:
         return dict(self._spent)
 
     def refresh(self) -> None:
-        if self._merged:
-            self._merged.refresh()
+        self._policy.refresh()
 
     @torch.inference_mode()
     def sample(
         self, requests: Sequence[SampleRequest], settings: SamplingSettings
     ) -> Iterator[Sampled]:
+        if self.is_exact:
+            self._policy.merged.require_fresh()
         longest = max((len(request.prompt_ids) for request in requests), default=0)
         slots = self._slots_for(longest + settings.max_tokens)
         waiting = deque(range(len(requests)))
@@ -111,7 +140,16 @@ class NativeSampler:
         if self._slots is None or self._slots.capacity < capacity:
             num_slots = self.invariance.padded(self._num_slots)
             self._slots = Slots(num_slots, capacity, self._policy.device)
+            self._graphs = self._graphs_of(self._slots)
+        if self._graphs:
+            self._graphs.begin()
         return self._slots
+
+    def _graphs_of(self, slots: Slots) -> DecodeGraphs | None:
+        if self._recorder is None:
+            return None
+        step = SlotStep(self._model, self._policy.head, slots, self._products)
+        return DecodeGraphs(step, self._recorder, self.invariance.min_rows)
 
     def _prefill(
         self, index: int, requests: Sequence[SampleRequest], settings: SamplingSettings
@@ -156,6 +194,9 @@ class NativeSampler:
 
     def _decode(self, live: list[_Live], slots: Slots, settings: SamplingSettings) -> None:
         """One token for every live row."""
+        if self._graphs:
+            self._take(live, self._graphs.step(*_inputs(live), settings), settings)
+            return
         num_rows = self.invariance.padded(len(live))
         spare = [0] * (num_rows - len(live))
         last_ids = [row.token_ids[-1] for row in live] + spare
@@ -169,12 +210,10 @@ class NativeSampler:
         self, rows: list[_Live], logits: Float[Tensor, "B V"], settings: SamplingSettings
     ) -> None:
         points = [row.uniforms[len(row.token_ids)] for row in rows]
-        drawn: Drawn = draw(
-            logits,
-            torch.tensor(points, dtype=torch.float32, device=logits.device),
-            settings.temperature,
-            settings.top_p,
-        )
+        uniforms = torch.tensor(points, dtype=torch.float32, device=logits.device)
+        self._take(rows, draw(logits, uniforms, settings.temperature, settings.top_p), settings)
+
+    def _take(self, rows: list[_Live], drawn: Drawn, settings: SamplingSettings) -> None:
         token_ids, logprobs = drawn.token_ids.tolist(), drawn.logprobs.tolist()
         for index, row in enumerate(rows):
             row.token_ids.append(token_ids[index])
@@ -223,6 +262,15 @@ class NativeSampler:
         num_rows = self.invariance.padded(len(hidden))
         spare = hidden[:1].expand(num_rows - len(hidden), -1)
         return self._policy.head.logits(torch.cat([hidden, spare]))[: len(hidden)]
+
+
+def _inputs(live: list[_Live]) -> tuple[list[int], list[int], list[float]]:
+    """Newest token, its position and the uniform of the next token, of every row."""
+    return (
+        [row.token_ids[-1] for row in live],
+        [row.position for row in live],
+        [float(row.uniforms[len(row.token_ids)]) for row in live],
+    )
 
 
 def _uniforms_of(

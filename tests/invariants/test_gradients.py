@@ -6,9 +6,9 @@ from torch import Tensor
 
 from rft.attention import use_layouts
 from rft.packing import TokenGroup, pack
-from rft.policy import Policy, adapter_off
+from rft.policy import Policy
 from rft.training.advantages import advantages
-from rft.training.batch import TrainingGroup, training_groups
+from rft.training.batch import TrainingGroup, micro_batches, training_groups
 from rft.training.ranks import Ranks
 from rft.training.update import Updater
 from rft.types import Group
@@ -106,13 +106,55 @@ def gradient_of(policy: Policy, groups: list[TrainingGroup], *overrides: str) ->
     return gradients(policy)
 
 
-@pytest.mark.parametrize("loss", ["grpo", "dapo", "dr_grpo", "cispo", "gspo"])
-def test_micro_batching_changes_nothing(loss: str) -> None:
+ALL_LOSSES = ["grpo", "dapo", "dr_grpo", "cispo", "gspo"]
+
+
+@pytest.mark.parametrize("kl", [0.0, 0.1], ids=["", "kl"])
+@pytest.mark.parametrize("loss", ALL_LOSSES)
+def test_micro_batching_changes_nothing(loss: str, kl: float) -> None:
+    """Whole groups together, each alone, cut into parts, and each completion alone."""
     policy = tiny_policy()
+    keys = (f"engine.training.loss={loss}", f"engine.training.kl_coefficient={kl}")
+    whole = gradient_of(policy, members(), *keys, "engine.training.token_budget=100000")
+    for budget in (40, 22, 20, 12, 1):
+        cut = gradient_of(policy, members(), *keys, f"engine.training.token_budget={budget}")
+        assert relative_l2(cut, whole) < 1e-5, budget
+
+
+def test_the_budgets_cut_groups_at_different_places() -> None:
+    """The groups have 21, 11, 18 and 14 packed tokens."""
+    cuts = {
+        budget: [
+            [(part.ordinal, part.first, len(part.rollouts)) for part in batch.groups]
+            for batch in micro_batches(members(), budget, torch.device("cpu"))
+        ]
+        for budget in (100000, 40, 22, 20, 12, 1)
+    }
+    assert [len(batches) for batches in cuts.values()] == [1, 2, 4, 5, 8, 9]
+    assert cuts[20][:2] == [[(0, 0, 2)], [(0, 2, 1)]]
+
+
+@pytest.mark.parametrize("loss", ALL_LOSSES)
+def test_anchored_gradients_of_parts_add_up(loss: str) -> None:
+    """A second update, against anchors that differ from the policy token by token."""
+    policy, groups = tiny_policy(), members()
+    anchors = {
+        one.ordinal: [
+            [
+                -0.02 * ((7 * n + 3 * i + one.ordinal) % 11) - 5
+                for n in range(len(r.completion.token_ids))
+            ]
+            for i, r in enumerate(one.rollouts)
+        ]
+        for one in groups
+    }
     key = f"engine.training.loss={loss}"
-    whole = gradient_of(policy, members(), key, "engine.training.token_budget=100000")
-    cut = gradient_of(policy, members(), key, "engine.training.token_budget=1")
-    assert relative_l2(cut, whole) < 1e-5
+    found = []
+    for budget in (100000, 1):
+        updater = updater_of(policy, key, f"engine.training.token_budget={budget}")
+        updater.accumulate_gradients(1, groups, anchors)
+        found.append(gradients(policy))
+    assert relative_l2(found[1], found[0]) < 1e-5
 
 
 @pytest.mark.parametrize("loss", ["grpo", "dapo", "dr_grpo", "cispo", "gspo"])
@@ -164,7 +206,7 @@ def test_adapter_off_is_the_base_model_bit_for_bit() -> None:
             use_cache=False,
             layout=batch.layout,
         ).last_hidden_state
-        with adapter_off(policy):
+        with policy.adapter_off():
             found = policy.base.get_decoder()(
                 input_ids=batch.input_ids,
                 position_ids=batch.position_ids,
@@ -183,6 +225,8 @@ def test_the_reference_is_the_base_and_its_kl_is_zero_where_the_adapter_is() -> 
         assert (current - reference).abs().mean() > 0.1
         for name, parameter in policy.parameters().items():
             if ".lora_B." in name:
-                parameter.data.zero_()
-        assert torch.equal(policy.score(batch, TEMPERATURE).logprobs, reference)
+                parameter.zero_()
+        policy.refresh()
+        found = policy.score(batch, TEMPERATURE).logprobs
+        assert (found - reference).abs().max() < 1e-5
     assert all(p.requires_grad for p in policy.parameters().values())

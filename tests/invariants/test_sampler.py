@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rft.packing import TokenGroup, pack
-from rft.policy import Policy, adapter_off
+from rft.policy import Policy
 from rft.rollout.native import NativeSampler
 from rft.rollout.randomness import Purpose
 from rft.rollout.sampler import Sampled, SampleRequest, SamplingSettings
@@ -67,7 +67,7 @@ def test_sampling_logprobs_are_the_policy_logprobs(family: str) -> None:
 def test_the_adapter_under_test_matters(family: str) -> None:
     policy = tiny_policy(family)
     sampled = in_order(list(sampler_of(policy).sample(requests_for(), SAMPLING)))
-    with adapter_off(policy):
+    with policy.adapter_off():
         gap = gaps(policy, requests_for(), sampled)
     assert gap.mean() > 0.1
 
@@ -87,7 +87,8 @@ def test_refresh_takes_over_the_new_weights() -> None:
     sampler, requests = sampler_of(policy), requests_for()
     for name, parameter in policy.parameters().items():
         if ".lora_B." in name:
-            parameter.data.mul_(-1.5)
+            with torch.no_grad():
+                parameter.mul_(-1.5)
     sampler.refresh()
     sampled = in_order(list(sampler.sample(requests, SAMPLING)))
     assert gaps(policy, requests, sampled).max() < 5e-4
@@ -149,8 +150,11 @@ def test_the_start_up_check_refuses_a_sampler_that_ignores_the_adapter() -> None
     sampler = sampler_of(policy)
     for name, parameter in policy.parameters().items():
         if ".lora_B." in name:
-            parameter.data.mul_(-1)
+            parameter.data.mul_(-1)  # no counter advances, so nothing knows of it
     with pytest.raises(ModelError, match="disagree"):
         check_sampler(sampler, policy)
+    for parameter in policy.parameters().values():
+        with torch.no_grad():
+            parameter.mul_(1)
     sampler.refresh()
     check_sampler(sampler, policy)

@@ -159,7 +159,7 @@ def test_the_trainer_reads_the_same_distribution_from_the_bits(
     logits = torch.randn(50, vocab_size, generator=generator) * 3
     drawn = draw(logits, torch.rand(50, generator=generator), temperature, top_p=0.8)
     again = tempered(logits, temperature, drawn.allowed_tokens).log_softmax(-1)
-    assert torch.equal(again.gather(1, drawn.token_ids[:, None])[:, 0], drawn.logprobs)
+    assert (again.gather(1, drawn.token_ids[:, None])[:, 0] - drawn.logprobs).abs().max() < 2e-6
     assert torch.isfinite(drawn.logprobs).all()
     num_allowed = again.isfinite().sum(-1)
     assert num_allowed.min() < vocab_size - 2 and num_allowed.min() >= 1
