@@ -73,9 +73,11 @@ def inverse_cdf(
     """
     cumulative = probabilities.cumsum(-1)
     total = cumulative[:, -1:]
+    if cumulative.is_cuda:  # a parallel sum need not be monotone to the last bit: see below
+        total = torch.where(probabilities > 0, cumulative, 0).amax(-1, keepdim=True)
     below_total = torch.nextafter(total, torch.zeros_like(total))
     points = torch.minimum(uniforms.to(total.dtype)[:, None] * total, below_total)
-    if cumulative.is_cuda:  # a parallel sum need not be monotone to the last bit
+    if cumulative.is_cuda:
         return ((cumulative > points) & (probabilities > 0)).int().argmax(-1)
     return torch.searchsorted(cumulative, points, right=True)[:, 0]
 

@@ -22,6 +22,13 @@ ROW_MULTIPLE = 4
 PLAIN_LAYERS = (nn.Linear, Conv1D, nn.Embedding)
 
 
+PROMPT_ROW_MULTIPLE = 32
+"""Row counts of passes over prompts are multiples of this."""
+
+MOST_PROMPT_ROWS = 512
+"""Where matrix products are as fast as they get."""
+
+
 @dataclass(frozen=True, slots=True)
 class RowInvariance:
     """The row counts the sampler may use."""
@@ -29,33 +36,40 @@ class RowInvariance:
     min_rows: int
     is_bitwise: bool
     """Whether rows were bitwise equal for all allowed row counts."""
+    max_prompt_rows: int = 0
+    """Prompts may share a pass of at most so many rows, a multiple of `PROMPT_ROW_MULTIPLE`; 0 = none."""
 
     def padded(self, num_rows: int) -> int:
         """The smallest allowed row count that holds `num_rows`."""
         return max(self.min_rows, -(-num_rows // ROW_MULTIPLE) * ROW_MULTIPLE)
 
+    def padded_prompts(self, num_tokens: int) -> int:
+        """The row count of a pass over prompts of so many tokens."""
+        if num_tokens > self.max_prompt_rows:  # one prompt, which then is always alone
+            return max(self.min_rows, num_tokens)
+        return max(self.min_rows, -(-num_tokens // PROMPT_ROW_MULTIPLE) * PROMPT_ROW_MULTIPLE)
+
 
 def row_invariance(
     model: PreTrainedModel, head: Head, num_slots: int, products: Sequence[Product] = ()
 ) -> RowInvariance:
-    """Run each distinct matrix of the model, and `products`, at every row count, and attention at several row counts and
-    lengths, and compare the rows bit by bit.
+    """Run each distinct matrix of the model, and `products`, at every row count, and attention at several row
+    counts and lengths, and compare the rows bit by bit.
 
     Only a float32 model on the CPU is examined; elsewhere kernels choose by shape and nothing is promised.
     """
     examined = head.weight.device.type == "cpu" and head.weight.dtype == torch.float32
-    if not examined:
-        return RowInvariance(ROW_MULTIPLE, is_bitwise=False)
+    if not examined or not _only_plain_matrices(model):
+        return RowInvariance(ROW_MULTIPLE, False, MOST_PROMPT_ROWS)
     counts = range(ROW_MULTIPLE, max(num_slots, 16) + ROW_MULTIPLE, ROW_MULTIPLE)
-    if not _only_plain_matrices(model):
-        return RowInvariance(ROW_MULTIPLE, is_bitwise=False)
-    unsafe = max(
-        _largest_unsafe_count(layer, width, counts)
-        for layer, width in _distinct_layers(model, head, products)
-    )
+    layers = list(_distinct_layers(model, products))
+    decoding: list[Layer] = [*layers, (head.product, head.product.shape[1])]
+    unsafe = max(_largest_unsafe_count(layer, width, counts) for layer, width in decoding)
     if unsafe == counts[-1] or not _attention_is_invariant(model.config, counts):
-        return RowInvariance(ROW_MULTIPLE, is_bitwise=False)
-    return RowInvariance(unsafe + ROW_MULTIPLE, is_bitwise=True)
+        return RowInvariance(ROW_MULTIPLE, False, MOST_PROMPT_ROWS)
+    prompt_counts = range(PROMPT_ROW_MULTIPLE, MOST_PROMPT_ROWS + 1, PROMPT_ROW_MULTIPLE)
+    shared = not any(_largest_unsafe_count(*layer, prompt_counts) for layer in layers)
+    return RowInvariance(unsafe + ROW_MULTIPLE, True, MOST_PROMPT_ROWS if shared else 0)
 
 
 def _only_plain_matrices(model: PreTrainedModel) -> bool:
@@ -97,12 +111,14 @@ def _attention_is_invariant(config: PretrainedConfig, counts: range) -> bool:
     return all(torch.equal(attend(*size), full[: size[0]]) for size in sizes)
 
 
-def _distinct_layers(
-    model: PreTrainedModel, head: Head, products: Sequence[Product]
-) -> Iterator[tuple[Callable[[Tensor], Tensor], int]]:
+Layer = tuple[Callable[[Tensor], Tensor], int]
+"""A linear layer and its number of inputs."""
+
+
+def _distinct_layers(model: PreTrainedModel, products: Sequence[Product]) -> Iterator[Layer]:
     """One linear layer of each shape, and its number of inputs."""
-    found: dict[tuple[object, ...], tuple[Callable[[Tensor], Tensor], int]] = {}
-    for product in (head.product, *products):
+    found: dict[tuple[object, ...], Layer] = {}
+    for product in products:
         found[Product, product.shape] = product, product.shape[1]
     for module in model.modules():
         if isinstance(module, nn.Linear):

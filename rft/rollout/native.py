@@ -1,15 +1,18 @@
 """The native sampler: each prompt computed once, one slot per live completion, refilled as rows finish.
 
 A completion depends on its prompt, its uniforms and the weights, never on its neighbours: linear layers
-never see fewer rows than `row_invariance` found safe, attention runs per row, and prompts are computed alone.
+see only numbers of rows that `row_invariance` found safe, and attention runs per row and per prompt.
 
 B live rows, V vocabulary.
 """
 
+import math
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 
 import numpy as np
 import torch
@@ -32,7 +35,7 @@ from rft.rollout.graphs import (
 from rft.rollout.invariance import RowInvariance, row_invariance
 from rft.rollout.randomness import uniforms
 from rft.rollout.sampler import Sampled, SampleRequest, SamplingSettings
-from rft.rollout.slots import Prefill, Slots
+from rft.rollout.slots import Prefill, PromptPass, Slots
 from rft.rollout.transcribe import Transcriber
 
 
@@ -106,6 +109,16 @@ class NativeSampler:
     def refresh(self) -> None:
         self._policy.refresh()
 
+    @property
+    def num_slots(self) -> int:
+        """Completions decoded side by side."""
+        return self._num_slots
+
+    def halve_slots(self) -> None:
+        """Decode half as many completions side by side from now on, at least one."""
+        self._num_slots = max(1, self._num_slots // 2)
+        self._slots = self._graphs = None
+
     @torch.inference_mode()
     def sample(
         self, requests: Sequence[SampleRequest], settings: SamplingSettings
@@ -120,21 +133,40 @@ class NativeSampler:
         while waiting or ready or live:
             while len(live) < self._num_slots and (waiting or ready):
                 if not ready:
-                    began = time.monotonic()
-                    ready += self._prefill(waiting.popleft(), requests, settings)
-                    self._count("prefill", ready[0][0].prompt_length, began)
+                    together = self._next_prompts(waiting, requests, self._num_slots - len(live))
+                    ready += self._prefill(together, requests, settings)
                 live += self._admit(ready, slots, len(live), settings)
                 yield from self._retire(live, slots, requests, settings)
             if live:
-                began = time.monotonic()
                 self._decode(live, slots, settings)
-                self._count("decode", len(live), began)
                 yield from self._retire(live, slots, requests, settings)
+        if (
+            self._policy.device.type == "cpu"
+        ):  # training needs the memory next, and new pages cost little
+            self._slots = None
 
-    def _count(self, stage: str, num_tokens: int, began: float) -> None:
-        self.calls[stage, max(num_tokens, self.invariance.min_rows)] += 1
+    @contextmanager
+    def _counted(self, stage: str, num_tokens: int, num_rows: int) -> Iterator[None]:
+        began = time.monotonic()
+        yield
+        self.calls[stage, num_rows] += 1
         self._spent[stage] += time.monotonic() - began
         self._spent[f"{stage}_tokens"] += num_tokens
+
+    def _next_prompts(
+        self, waiting: deque[int], requests: Sequence[SampleRequest], num_free: int
+    ) -> list[int]:
+        """Take from `waiting` the prompts to compute in one pass: as many as slots and rows ask for."""
+        together = [waiting.popleft()]
+        num_samples = requests[together[0]].num_samples
+        num_tokens = len(requests[together[0]].prompt_ids)
+        while waiting and num_samples < num_free:
+            num_tokens += len(requests[waiting[0]].prompt_ids)
+            if num_tokens > self.invariance.max_prompt_rows:
+                break
+            num_samples += requests[waiting[0]].num_samples
+            together.append(waiting.popleft())
+        return together
 
     def _slots_for(self, capacity: int) -> Slots:
         if self._slots is None or self._slots.capacity < capacity:
@@ -152,26 +184,32 @@ class NativeSampler:
         return DecodeGraphs(step, self._recorder, self.invariance.min_rows)
 
     def _prefill(
-        self, index: int, requests: Sequence[SampleRequest], settings: SamplingSettings
+        self, together: Sequence[int], requests: Sequence[SampleRequest], settings: SamplingSettings
     ) -> list[tuple[_Live, Prefill, Tensor]]:
-        """Compute one prompt alone: all its completions, ready to be admitted."""
-        request = requests[index]
-        length = len(request.prompt_ids)
-        num_padded = max(length, self.invariance.min_rows)
-        padding = (0,) * (num_padded - length)
-        input_ids = torch.tensor([request.prompt_ids + padding], device=self._policy.device)
-        positions = torch.arange(num_padded, device=self._policy.device)[None]
-        prefill = Prefill(length)
-        hidden = self._hidden(input_ids, positions, prefill)[0, length - 1 : length]
-        logits = self._logits(hidden)
-        if not logits.isfinite().all():
-            raise ModelError(
-                "the model's logits are not finite",
-                where="engine.model.dtype",
-                remedy="use float32 or bfloat16; if it is so already, the weights are damaged",
+        """Compute prompts in one pass: all their completions, ready to be admitted."""
+        prompts = [requests[index].prompt_ids for index in together]
+        lengths = torch.tensor([len(ids) for ids in prompts])
+        num_rows = self.invariance.padded_prompts(int(lengths.sum()))
+        spare = [0] * (num_rows - int(lengths.sum()))
+        input_ids = torch.tensor([[*chain.from_iterable(prompts), *spare]])
+        positions = torch.cat([*(torch.arange(len(ids)) for ids in prompts), torch.tensor(spare)])
+        prefills = [Prefill(len(ids)) for ids in prompts]
+        device = self._policy.device
+        with self._counted("prefill", int(lengths.sum()), num_rows):
+            hidden = self._hidden(
+                input_ids.to(device), positions[None].long().to(device), PromptPass(prefills)
             )
+            logits = self._logits(hidden[0, (lengths.cumsum(0) - 1).to(device)])
+        if not logits.isfinite().all():
+            raise _not_finite()
         return [
-            (_Live(index, sample, _uniforms_of(request, sample, settings), length), prefill, logits)
+            (
+                _Live(index, sample, _uniforms_of(request, sample, settings), prefill.length),
+                prefill,
+                logits[place : place + 1],
+            )
+            for place, (index, prefill) in enumerate(zip(together, prefills, strict=True))
+            for request in [requests[index]]
             for sample in range(request.num_samples)
         ]
 
@@ -184,8 +222,8 @@ class NativeSampler:
     ) -> list[_Live]:
         """Give free slots to completions of one prompt and draw their first tokens from its logits."""
         admitted: list[_Live] = []
-        logits = ready[0][2]
-        while ready and ready[0][2] is logits and first_slot + len(admitted) < self._num_slots:
+        prompt, logits = ready[0][1:]
+        while ready and ready[0][1] is prompt and first_slot + len(admitted) < self._num_slots:
             completion, prefill, _ = ready.popleft()
             slots.fill(first_slot + len(admitted), prefill)
             admitted.append(completion)
@@ -194,10 +232,16 @@ class NativeSampler:
 
     def _decode(self, live: list[_Live], slots: Slots, settings: SamplingSettings) -> None:
         """One token for every live row."""
-        if self._graphs:
-            self._take(live, self._graphs.step(*_inputs(live), settings), settings)
-            return
         num_rows = self.invariance.padded(len(live))
+        with self._counted("decode", len(live), num_rows):
+            if self._graphs:
+                self._take(live, self._graphs.step(*_inputs(live), settings), settings)
+            else:
+                self._decode_eagerly(live, num_rows, slots, settings)
+
+    def _decode_eagerly(
+        self, live: list[_Live], num_rows: int, slots: Slots, settings: SamplingSettings
+    ) -> None:
         spare = [0] * (num_rows - len(live))
         last_ids = [row.token_ids[-1] for row in live] + spare
         positions = torch.tensor([row.position for row in live] + spare, device=self._policy.device)
@@ -220,6 +264,8 @@ class NativeSampler:
             row.logprobs.append(logprobs[index])
             if drawn.allowed_tokens is not None and settings.keeps_allowed_tokens:
                 row.allowed_tokens.append(drawn.allowed_tokens[index])
+        if not all(map(math.isfinite, logprobs)):
+            raise _not_finite()
 
     def _retire(
         self,
@@ -251,7 +297,7 @@ class NativeSampler:
             )
             yield Sampled(row.request, row.sample, completion)
 
-    def _hidden(self, input_ids: Tensor, positions: Tensor, layout: Prefill | Slots) -> Tensor:
+    def _hidden(self, input_ids: Tensor, positions: Tensor, layout: PromptPass | Slots) -> Tensor:
         decoder = self._model.get_decoder()
         output = decoder(
             input_ids=input_ids, position_ids=positions, use_cache=False, layout=layout
@@ -262,6 +308,14 @@ class NativeSampler:
         num_rows = self.invariance.padded(len(hidden))
         spare = hidden[:1].expand(num_rows - len(hidden), -1)
         return self._policy.head.logits(torch.cat([hidden, spare]))[: len(hidden)]
+
+
+def _not_finite() -> ModelError:
+    return ModelError(
+        "the model's logits are not finite",
+        where="engine.model.dtype",
+        remedy="use float32 or bfloat16; if it is so already, the weights are damaged",
+    )
 
 
 def _inputs(live: list[_Live]) -> tuple[list[int], list[int], list[float]]:

@@ -3,6 +3,8 @@
 S slots, K key-value heads, R query heads per key-value head, D head width, P prompt tokens.
 """
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -15,20 +17,37 @@ not see through its arithmetic how long its neighbours are."""
 
 
 class Prefill:
-    """Layout of one prompt computed alone; keeps each layer's keys and values."""
+    """Keys and values of one prompt, by layer."""
 
     def __init__(self, length: int):
         self.length = length
         self.keys: dict[int, Float[Tensor, "K P D"]] = {}
         self.values: dict[int, Float[Tensor, "K P D"]] = {}
 
+
+class PromptPass:
+    """Layout of several prompts in one row, each computed as if alone; what is left of the row is padding."""
+
+    def __init__(self, prompts: Sequence[Prefill]):
+        self._prompts = tuple(prompts)
+
     def attend(self, kind: AttentionKind, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        self.keys[kind.layer] = key[0, :, : self.length]
-        self.values[kind.layer] = value[0, :, : self.length]
-        num_tokens, visible = query.shape[2], None
-        if kind.sliding_window is not None and num_tokens > kind.sliding_window:
-            visible = causal_visibility(num_tokens, 0, kind.sliding_window, query.device)
-        return masked_attention(kind, query, key, value, visible)
+        outputs, start = [], 0
+        for prompt in self._prompts:
+            part = slice(start, start + prompt.length)
+            prompt.keys[kind.layer] = key[0, :, part]
+            prompt.values[kind.layer] = value[0, :, part]
+            visible = None
+            if kind.sliding_window is not None and prompt.length > kind.sliding_window:
+                visible = causal_visibility(prompt.length, 0, kind.sliding_window, query.device)
+            outputs.append(
+                masked_attention(
+                    kind, query[:, :, part], key[:, :, part], value[:, :, part], visible
+                )
+            )
+            start += prompt.length
+        padding = query.new_zeros(*query.shape[:2], query.shape[2] - start, value.shape[-1])
+        return torch.cat([*outputs, padding], dim=2)
 
 
 class Slots:

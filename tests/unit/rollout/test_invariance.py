@@ -2,11 +2,16 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from rft.head import read_head
-from rft.rollout.invariance import ROW_MULTIPLE, RowInvariance, row_invariance
-from tests.tiny import tiny_model
+from rft.rollout.invariance import (
+    MOST_PROMPT_ROWS,
+    PROMPT_ROW_MULTIPLE,
+    ROW_MULTIPLE,
+    RowInvariance,
+    row_invariance,
+)
+from tests.tiny import tiny_model, tiny_policy
 
 
 @pytest.mark.parametrize(
@@ -26,18 +31,51 @@ def test_the_promise_holds_on_this_machine(num_slots: int) -> None:
     if not invariance.is_bitwise:
         pytest.skip("no row count is safe on this machine")
     largest = invariance.padded(num_slots)
-    weights = [head.weight, *(m.weight for m in model.modules() if isinstance(m, torch.nn.Linear))]
-    rows_by_width = {
-        width: torch.randn(largest, width, generator=torch.Generator().manual_seed(width))
-        for width in {weight.shape[1] for weight in weights}
-    }
-    for weight in weights:
-        rows = rows_by_width[weight.shape[1]]
-        full = F.linear(rows, weight)
-        for count in range(invariance.min_rows, largest, ROW_MULTIPLE):
-            assert torch.equal(F.linear(rows[:count], weight), full[:count])
+    layers = [(m, m.in_features) for m in model.modules() if isinstance(m, torch.nn.Linear)]
+    for layer, width in [*layers, (head.product, head.weight.shape[1])]:
+        rows = torch.randn(largest, width, generator=torch.Generator().manual_seed(width))
+        with torch.no_grad():
+            full = layer(rows)
+            for count in range(invariance.min_rows, largest, ROW_MULTIPLE):
+                assert torch.equal(layer(rows[:count]), full[:count])
+
+
+def test_prompts_share_a_pass_where_row_counts_do_not_matter() -> None:
+    policy = tiny_policy()
+    products = policy.merged.products
+    invariance = row_invariance(policy.merged.model, policy.head, 8, products)
+    assert invariance.max_prompt_rows == MOST_PROMPT_ROWS
+    for product in products:
+        rows = torch.randn(MOST_PROMPT_ROWS, product.shape[1])
+        full = product(rows)
+        for count in range(PROMPT_ROW_MULTIPLE, MOST_PROMPT_ROWS, PROMPT_ROW_MULTIPLE):
+            assert torch.equal(product(rows[:count]), full[:count])
+
+
+@pytest.mark.parametrize(
+    ("max_prompt_rows", "num_tokens", "rows"),
+    [(512, 1, 32), (512, 33, 64), (512, 512, 512), (512, 513, 513), (0, 1, 4), (0, 46, 46)],
+)
+def test_rows_of_a_pass_over_prompts(max_prompt_rows: int, num_tokens: int, rows: int) -> None:
+    assert RowInvariance(4, True, max_prompt_rows).padded_prompts(num_tokens) == rows
+
+
+def test_a_matrix_whose_rows_depend_on_their_number_keeps_prompts_apart() -> None:
+    class Moody:
+        """Other kernels take over beyond 100 rows."""
+
+        shape = (8, 64)
+
+        def __call__(self, x: torch.Tensor) -> torch.Tensor:
+            return x[:, :8] * (1 + 1e-6 * (len(x) > 100))
+
+    policy = tiny_policy()
+    products = [*policy.merged.products, Moody()]
+    invariance = row_invariance(policy.merged.model, policy.head, 8, products)  # type: ignore[arg-type]
+    assert invariance == RowInvariance(invariance.min_rows, True, 0)
 
 
 def test_nothing_is_promised_for_half_precision() -> None:
     model = tiny_model().to(torch.bfloat16)
-    assert row_invariance(model, read_head(model), 8) == RowInvariance(ROW_MULTIPLE, False)
+    invariance = row_invariance(model, read_head(model), 8)
+    assert invariance == RowInvariance(ROW_MULTIPLE, False, MOST_PROMPT_ROWS)

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from rft.attention import AttentionKind, causal_visibility, masked_attention
-from rft.rollout.slots import Prefill, Slots
+from rft.rollout.slots import Prefill, PromptPass, Slots
 
 CPU = torch.device("cpu")
 NUM_HEADS, NUM_KV_HEADS, WIDTH = 4, 2, 8
@@ -43,7 +43,7 @@ def upto(sequence: Sequence, num_tokens: int) -> Sequence:
 
 def prefilled(kind: AttentionKind, sequence: Sequence, length: int) -> Prefill:
     prefill = Prefill(length)
-    prefill.attend(kind, *upto(sequence, length))
+    PromptPass([prefill]).attend(kind, *upto(sequence, length))
     return prefill
 
 
@@ -81,14 +81,21 @@ def test_prompt_then_tokens_one_by_one(kind: AttentionKind) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
-def test_a_prompt_computed_with_spare_rows(kind: AttentionKind) -> None:
-    sequence = make_sequence(12, 0)
-    prefill = Prefill(length=5)
-    output = prefill.attend(kind, *sequence)
-    torch.testing.assert_close(output[0], plain(kind, sequence), rtol=1e-4, atol=1e-5)
-    assert prefill.keys[0].shape == prefill.values[0].shape == (NUM_KV_HEADS, 5, WIDTH)
-    assert torch.equal(prefill.keys[0], sequence[1][0, :, :5])
-    assert torch.equal(prefill.values[0], sequence[2][0, :, :5])
+def test_prompts_computed_together_with_spare_rows(kind: AttentionKind) -> None:
+    sequences = [make_sequence(12, 0), make_sequence(9, 1)]
+    prefills = [Prefill(12), Prefill(9)]
+    rows = [
+        torch.cat([one, two, one[:, :, :3]], dim=2) for one, two in zip(*sequences, strict=True)
+    ]
+    output = PromptPass(prefills).attend(kind, *rows)
+    assert output.shape == rows[0].shape
+    for start, sequence, prefill in zip((0, 12), sequences, prefills, strict=True):
+        part = output[0, :, start : start + prefill.length]
+        torch.testing.assert_close(part, plain(kind, sequence), rtol=1e-4, atol=1e-5)
+        alone = PromptPass([Prefill(prefill.length)]).attend(kind, *sequence)
+        assert torch.equal(part, alone[0])
+        assert torch.equal(prefill.keys[0], sequence[1][0])
+        assert torch.equal(prefill.values[0], sequence[2][0])
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
@@ -154,7 +161,7 @@ def test_layers_are_kept_apart() -> None:
     slots, prefill = Slots(1, 8, CPU), Prefill(4)
     sequences = {layer: make_sequence(5, layer) for layer in (0, 1)}
     for layer, sequence in sequences.items():
-        prefill.attend(AttentionKind(layer, 0.3, None, None), *upto(sequence, 4))
+        PromptPass([prefill]).attend(AttentionKind(layer, 0.3, None, None), *upto(sequence, 4))
     slots.fill(0, prefill)
     for layer, sequence in sequences.items():
         kind = AttentionKind(layer, 0.3, None, None)

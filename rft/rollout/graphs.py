@@ -1,0 +1,341 @@
+"""Decoding on a device in few launches: the kernels of a step are recorded once per shape and replayed.
+
+A step of a small model is some fifty kernels a layer, each cheaper to run than to launch. Recorded as a
+CUDA graph they are launched together. A recording has fixed shapes and addresses, so rows and key lengths
+are rounded up to buckets, inputs and outputs live in buffers that never move, and what must not move
+besides (weights, keys, values) is compared before each sampling. A token costs one copy to the device, two
+launches (the decoder by rows and length; head and draw by rows and settings) and one copy back.
+
+R rows of a bucket, B live rows, E hidden width, V vocabulary.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from peft.tuners.lora import LoraLayer
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from rft.head import Head
+from rft.linear import Product
+from rft.rollout.draw import Drawn, draw
+from rft.rollout.invariance import ROW_MULTIPLE
+from rft.rollout.sampler import SamplingSettings
+from rft.rollout.slots import LENGTH_BUCKET, Slots
+
+MAX_RECORDINGS = 96
+"""Beyond it the one unused for longest goes."""
+
+MAX_RECORDING_BYTES = 2 * 2**30
+"""Device memory that recordings may hold together."""
+
+Kernels = Callable[[], None]
+"""Work on the device that reads and writes fixed addresses only; running it twice is running it once."""
+
+
+@runtime_checkable
+class Recording(Protocol):
+    """Work that can be run again on what its buffers hold then."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Device memory it keeps."""
+
+    def replay(self) -> None: ...
+
+
+@runtime_checkable
+class Recorder(Protocol):
+    """Turns work into something cheap to repeat."""
+
+    @property
+    def facts(self) -> Mapping[str, object]:
+        """How decoding steps are run, for env.json."""
+
+    def record(self, kernels: Kernels) -> Recording:
+        """Raises RuntimeError where the work cannot be recorded."""
+
+
+@dataclass(frozen=True, slots=True)
+class EagerRecording:
+    kernels: Kernels
+    num_bytes: int = 0
+
+    def replay(self) -> None:
+        self.kernels()
+
+
+@dataclass(frozen=True, slots=True)
+class EagerRecorder:
+    """Launches the kernels one by one, each time."""
+
+    reason: str | None = None
+    """Why nothing more is captured, where it was tried."""
+
+    @property
+    def facts(self) -> Mapping[str, object]:
+        refusal = {} if self.reason is None else {"decode_capture_refused": self.reason}
+        return {"decode": "eager", **refusal}
+
+    def record(self, kernels: Kernels) -> Recording:
+        return EagerRecording(kernels)
+
+
+@dataclass(frozen=True, slots=True)
+class CudaRecording:
+    graph: torch.cuda.CUDAGraph
+    num_bytes: int
+
+    def replay(self) -> None:
+        self.graph.replay()
+
+
+class CudaRecorder:
+    """Captures CUDA graphs on one side stream, with one memory pool for the temporaries of all.
+
+    The pool can be shared as graphs run one after the other and leave their results outside it.
+    """
+
+    def __init__(self, device: torch.device):
+        self._device = device
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._pool = torch.cuda.graph_pool_handle()
+
+    @property
+    def facts(self) -> Mapping[str, object]:
+        return {"decode": "cuda graphs"}
+
+    def record(self, kernels: Kernels) -> Recording:
+        current = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(current)
+        try:
+            with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
+                kernels()  # lazy initialisation and the workspaces of this stream
+                with _host_waits_are_errors():
+                    kernels()
+                return self._captured(kernels)
+        finally:
+            current.wait_stream(self._stream)
+
+    def _captured(self, kernels: Kernels) -> CudaRecording:
+        torch.cuda.synchronize(self._device)
+        num_free, _ = torch.cuda.mem_get_info(self._device)
+        graph = torch.cuda.CUDAGraph()
+        with (
+            _generator_kept(self._device),
+            torch.cuda.graph(
+                graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+            ),
+        ):
+            kernels()
+        num_free_after, _ = torch.cuda.mem_get_info(self._device)
+        return CudaRecording(graph, max(0, num_free - num_free_after))
+
+
+class RecorderWithFallback:
+    """Records as another does until that refuses; from then on eagerly, which its facts say."""
+
+    def __init__(self, recorder: Recorder):
+        self._recorder = recorder
+
+    @property
+    def facts(self) -> Mapping[str, object]:
+        return self._recorder.facts
+
+    def record(self, kernels: Kernels) -> Recording:
+        try:
+            return self._recorder.record(kernels)
+        except RuntimeError as error:  # a fault of the work itself comes up again when it is run
+            self._recorder = EagerRecorder(reason=str(error).partition("\n")[0])
+            return self._recorder.record(kernels)
+
+
+@contextmanager
+def _host_waits_are_errors() -> Iterator[None]:
+    """Refuse work that waits for the device before a capture does: that would break the capture."""
+    mode = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(mode)
+
+
+@contextmanager
+def _generator_kept(device: torch.device) -> Iterator[None]:
+    """A capture that fails leaves the device's generator believing it is captured; give it its state back."""
+    generator = torch.cuda.default_generators[device.index or 0]
+    before = generator.clone_state()
+    try:
+        yield
+    except BaseException:
+        generator.graphsafe_set_state(before)
+        raise
+
+
+@dataclass(frozen=True)
+class SlotStep:
+    """One token for rows 0…R−1 of the slots, as work on tensors alone."""
+
+    model: PreTrainedModel
+    head: Head
+    slots: Slots
+    products: Sequence[Product] = ()
+    """Matrices of the model that are no tensors of its modules."""
+
+    def hidden(
+        self, input_ids: Int[Tensor, "R 1"], positions: Int[Tensor, "R 1"], length: int
+    ) -> Float[Tensor, "R E"]:
+        """Append the tokens at their positions, all below `length`, and compute what follows from them."""
+        self.slots.begin_step(positions[:, 0], length - 1)
+        output = self.model.get_decoder()(
+            input_ids=input_ids, position_ids=positions, use_cache=False, layout=self.slots
+        )
+        return output.last_hidden_state[:, 0]  # type: ignore[no-any-return]
+
+    def tensors(self) -> Iterable[Tensor]:
+        """What a recording reads and writes outside its own memory, besides `products`."""
+        yield from self.model.parameters()
+        yield from self.model.buffers()
+        yield self.head.weight
+        yield from self.slots.keys.values()
+        yield from self.slots.values.values()
+
+    def fingerprint(self) -> Hashable:
+        """Equal as long as a recording made before still does what this step does now."""
+        places = [(t.data_ptr(), t.shape, t.dtype) for t in self.tensors()]
+        products = [product.addresses for product in self.products]
+        layers = [module for module in self.model.modules() if isinstance(module, LoraLayer)]
+        adapters = [(layer.disable_adapters, tuple(layer.active_adapters)) for layer in layers]
+        return tuple(places), tuple(products), tuple(adapters)
+
+
+class DecodeGraphs:
+    """Decoding steps of one set of slots, recorded when a shape is first met."""
+
+    def __init__(self, step: SlotStep, recorder: Recorder, min_rows: int = 1):
+        """`min_rows`: fewer are never computed together."""
+        num_rows = step.slots.num_slots
+        self._recorder = recorder
+        self._step = step
+        self._row_buckets = row_buckets(num_rows, min_rows)
+        self._length_buckets = length_buckets(step.slots.capacity)
+        self._recordings: OrderedDict[Hashable, Recording] = OrderedDict()
+        self._fingerprint: Hashable = None
+        weight = step.head.weight
+        self._device, is_cuda = weight.device, weight.is_cuda
+        with torch.inference_mode(False):
+            self._staged = torch.zeros(3, num_rows, dtype=torch.long, pin_memory=is_cuda)
+            self._inputs = torch.zeros_like(self._staged, device=self._device, pin_memory=False)
+            self._hidden = weight.new_zeros(num_rows, weight.shape[1])
+            self._drawn = self._inputs.new_zeros(2, num_rows, dtype=torch.float64)
+            self._fetched = torch.zeros(2, num_rows, dtype=torch.float64, pin_memory=is_cuda)
+        self._token_ids, self._positions = self._inputs[0], self._inputs[1]
+        self._uniforms = self._inputs[2].view(torch.float64)  # one copy brings all three
+
+    @property
+    def num_recordings(self) -> int:
+        return len(self._recordings)
+
+    def begin(self) -> None:
+        """To be called before each sampling: recordings of weights or slots that moved are dropped."""
+        if self._recordings and self._fingerprint != self._step.fingerprint():
+            self._recordings.clear()
+
+    @torch.inference_mode()
+    def step(
+        self,
+        token_ids: Sequence[int],
+        positions: Sequence[int],
+        uniforms: Sequence[float],
+        settings: SamplingSettings,
+    ) -> Drawn:
+        """The next token of live row b, which stands in slot b, after `token_ids[b]` at `positions[b]`.
+
+        Gives tensors on the CPU, its own until the next step.
+        """
+        num_live = len(token_ids)
+        num_rows = _bucket(num_live, self._row_buckets)
+        length = _bucket(max(positions) + 1, self._length_buckets)
+        self._stage(token_ids, positions, uniforms)
+        self._run((num_rows, length), self._decoder_kernels(num_rows, length))
+        if settings.top_p < 1 and settings.temperature > 0:  # the nucleus leaves the device
+            logits = self._step.head.logits(self._hidden[:num_rows])[:num_live]
+            points = self._uniforms[:num_live].float()
+            return draw(logits, points, settings.temperature, settings.top_p)
+        self._run((num_rows, settings.temperature), self._draw_kernels(num_rows, settings))
+        self._fetched.copy_(self._drawn, non_blocking=True)
+        if self._fetched.is_pinned():
+            torch.cuda.current_stream(self._device).synchronize()
+        drawn_ids, logprobs = self._fetched[:, :num_live]
+        return Drawn(drawn_ids.long(), logprobs.float(), None)
+
+    def _stage(
+        self, token_ids: Sequence[int], positions: Sequence[int], uniforms: Sequence[float]
+    ) -> None:
+        """Bring the inputs to the device. Spare rows append token 0 at position 0 of the free slot they
+        stand in, which the next prompt overwrites."""
+        staged = self._staged.numpy()
+        staged[:] = 0
+        live = slice(len(token_ids))
+        staged[0, live], staged[1, live] = token_ids, positions
+        staged[2].view("f8")[live] = uniforms
+        self._inputs.copy_(self._staged, non_blocking=True)
+
+    def _decoder_kernels(self, num_rows: int, length: int) -> Kernels:
+        input_ids, positions = self._token_ids[:num_rows, None], self._positions[:num_rows, None]
+
+        def kernels() -> None:
+            self._hidden[:num_rows] = self._step.hidden(input_ids, positions, length)
+
+        return kernels
+
+    def _draw_kernels(self, num_rows: int, settings: SamplingSettings) -> Kernels:
+        def kernels() -> None:
+            logits = self._step.head.logits(self._hidden[:num_rows])
+            points = self._uniforms[:num_rows].float()
+            drawn = draw(logits, points, settings.temperature, 1.0)
+            self._drawn[0, :num_rows], self._drawn[1, :num_rows] = drawn.token_ids, drawn.logprobs
+
+        return kernels
+
+    def _run(self, key: Hashable, kernels: Kernels) -> None:
+        if key not in self._recordings:
+            if not self._recordings:
+                self._fingerprint = self._step.fingerprint()
+            self._recordings[key] = self._recorder.record(kernels)
+            self._forget_oldest()
+        self._recordings.move_to_end(key)
+        self._recordings[key].replay()
+
+    def _forget_oldest(self) -> None:
+        while len(self._recordings) > 1 and (
+            len(self._recordings) > MAX_RECORDINGS
+            or sum(one.num_bytes for one in self._recordings.values()) > MAX_RECORDING_BYTES
+        ):
+            self._recordings.popitem(last=False)
+
+
+def row_buckets(num_rows: int, min_rows: int) -> tuple[int, ...]:
+    """Row counts that are recorded: 2ᵏ and 3 · 2ᵏ times ROW_MULTIPLE, from `min_rows` on, and `num_rows` itself."""
+    steps = sorted(base << k for base in (2, 3) for k in range(num_rows.bit_length()))
+    counts = [step * ROW_MULTIPLE for step in steps]
+    return (*(n for n in (ROW_MULTIPLE, *counts) if min_rows <= n < num_rows), num_rows)
+
+
+def length_buckets(capacity: int) -> tuple[int, ...]:
+    """Key lengths that are recorded: whole `LENGTH_BUCKET`s, at most a quarter more than are needed."""
+    steps = sorted(base << k for base in (4, 5, 6, 7) for k in range(capacity.bit_length()))
+    lengths = [LENGTH_BUCKET, 2 * LENGTH_BUCKET, 3 * LENGTH_BUCKET]
+    lengths += [step * LENGTH_BUCKET for step in steps]
+    return (*(n for n in lengths if n < capacity), capacity)
+
+
+def _bucket(needed: int, buckets: tuple[int, ...]) -> int:
+    """The smallest bucket that holds what is needed."""
+    return next(bucket for bucket in buckets if bucket >= needed)
