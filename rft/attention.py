@@ -3,7 +3,8 @@
 A model prepared by `use_layouts` is called with `layout=…`; each attention layer then asks the layout to attend.
 The layout knows which token sees which: `PackedGroups` here for training, prefill and decode in `rft.rollout`.
 
-Shapes: B rows, H query heads, K key-value heads (H = K · R), Q query tokens, S key tokens, D head width.
+Shapes: B rows, H query heads, K key-value heads (H = K · R), Q query tokens, S key tokens, D head width,
+W that of the values, which is D in most families.
 """
 
 from collections.abc import Iterable
@@ -41,8 +42,8 @@ class Layout(Protocol):
         kind: AttentionKind,
         query: Float[Tensor, "B H Q D"],
         key: Float[Tensor, "B K Q D"],
-        value: Float[Tensor, "B K Q D"],
-    ) -> Float[Tensor, "B H Q D"]: ...
+        value: Float[Tensor, "B K Q W"],
+    ) -> Float[Tensor, "B H Q W"]: ...
 
 
 def use_layouts(model: PreTrainedModel) -> None:
@@ -99,9 +100,9 @@ def masked_attention(
     kind: AttentionKind,
     query: Float[Tensor, "B H Q D"],
     key: Float[Tensor, "B K S D"],
-    value: Float[Tensor, "B K S D"],
+    value: Float[Tensor, "B K S W"],
     visible: Bool[Tensor, "Q S"] | None,
-) -> Float[Tensor, "B H Q D"]:
+) -> Float[Tensor, "B H Q W"]:
     """Softmax attention; `visible=None` means plain causal over Q = S tokens."""
     grouped = query.shape[1] != key.shape[1]
     if kind.softcap is None:
@@ -173,8 +174,8 @@ class PackedGroups:
         span: PackedSpan,
         query: Float[Tensor, "N H D"],
         key: Float[Tensor, "N K D"],
-        value: Float[Tensor, "N K D"],
-    ) -> Float[Tensor, "n H D"]:
+        value: Float[Tensor, "N K W"],
+    ) -> Float[Tensor, "n H W"]:
         boundary = span.start + span.prompt_length
         prompt_query, prompt_key, prompt_value = (
             tensor[span.start : boundary].transpose(0, 1)[None] for tensor in (query, key, value)

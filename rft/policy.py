@@ -189,7 +189,7 @@ class Policy:
         The base never enters training mode: its own dropout, router noise and the like would make the
         trainer see another policy than the sampler drew from.
         """
-        models = [self.base] if self._merged is None else [self.base, self._merged.model]
+        models = [self.base, self.merged.model] if self.merges_exactly else [self.base]
         layers = (module for model in models for module in model.modules())
         checkpointed = [layer for layer in layers if isinstance(layer, GradientCheckpointingLayer)]
         switched = [*self._adapter_dropouts(), *checkpointed]

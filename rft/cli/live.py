@@ -21,6 +21,7 @@ SHOWN_FACTS = (
     "model",
     "device",
     "dtype",
+    "sampler",
     "num_processes",
     "num_training_rows",
     "num_validation_rows",

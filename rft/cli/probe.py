@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from rft.cli.baseline import baseline_lines
+from rft.cli.estimate import estimate_lines
 from rft.cli.output import Json, Reply, stdout_screen
 from rft.cli.text import outline
 from rft.runs.layout import RUNS_FOLDER
@@ -57,8 +58,10 @@ def validate(
 
 def validation_lines(document: Mapping[str, Any], width: int) -> list[str]:
     """What was found in a job, what its model earns last."""
-    rest = {key: value for key, value in document.items() if key != "samples"}
+    rest = {key: value for key, value in document.items() if key not in ("samples", "estimate")}
     lines = outline(rest)
+    if "estimate" in document:
+        lines += ["", *estimate_lines(document["estimate"], width)]
     if "samples" in document:
         lines += ["", *baseline_lines(document["samples"], width)]
     return lines

@@ -26,6 +26,9 @@ DEVICE = Field(
 )
 Betas = Annotated[tuple[BelowOne, BelowOne], Field(strict=False)]
 GroupSize = Annotated[int, Field(ge=2)]
+ServerUrls = Annotated[
+    tuple[Annotated[str, Field(pattern=r"^https?://[^/\s]+")], ...], Field(strict=False)
+]
 Tracker = Literal[
     "aim",
     "all",
@@ -49,6 +52,9 @@ class ModelSettings(Section):
     """auto, cpu, cuda or cuda:N; auto: cuda when there is one."""
     quantization: Literal["none", "4bit"] = "none"
     """4bit: the base weights as NF4 through bitsandbytes."""
+    sharding: Literal["none", "fsdp"] = "none"
+    """fsdp: each process holds its part of every layer's weights and borrows the rest while it computes
+    that layer, for a base that does not fit one device; takes two processes or more, and the engine vllm."""
     trust_remote_code: bool = False
     """Whether Python files that come with the model may run on this machine."""
     chat_template: Text | None = None
@@ -84,11 +90,31 @@ class LoraSettings(Section):
     """all-linear, or the names of the modules to adapt, such as [q_proj, v_proj]."""
 
 
+class VllmSettings(Section):
+    """Where vLLM runs and how it is asked."""
+
+    servers: ServerUrls = ()
+    """Urls of running servers, such as [http://localhost:8000]: copies of one model that share the
+    prompts and all get each adapter; none: vLLM runs inside this process. A key that they ask for
+    stands in the environment variable VLLM_API_KEY."""
+    adapter_folder: Text | None = None
+    """Where adapters are written for the servers, under the same path there; null: a temporary folder."""
+    request_seconds: Positive = 600.0
+    """Limit of one request to a server."""
+    tolerance: Positive = 0.1
+    """The job fails when vLLM and the trainer differ after a sync by more nats a token, on average
+    over fixed prompts and tokens."""
+    memory_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.4
+    """Share of the device's memory for a vLLM inside this process."""
+
+
 class RolloutSettings(Section):
     """How completions are sampled."""
 
-    engine: Literal["native"] = "native"
-    """The sampler."""
+    engine: Literal["native", "vllm"] = "native"
+    """The sampler: native, or vLLM where its package or a server of it is at hand."""
+    vllm: Annotated[VllmSettings, MAY_BE_EMPTY] = VllmSettings()
+    """Where vLLM runs and how it is asked, for the engine vllm."""
     group_size: Auto | GroupSize = "auto"
     """Completions per prompt; auto: max(2, round(8 · compute_multiplier))."""
     temperature: Positive = 1.0

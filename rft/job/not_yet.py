@@ -12,14 +12,12 @@ GRADER: KeyPath = (*REINFORCEMENT, "grader")
 UNBUILT_VALUES: Mapping[KeyPath, tuple[str, ...]] = {
     ("method", "type"): ("supervised", "dpo"),
     (*REINFORCEMENT, "hyperparameters", "reasoning_effort"): ("low", "medium", "high"),
-    ("engine", "rollout", "engine"): ("vllm",),
     ("engine", "model", "dtype"): ("float16",),
     ("engine", "grading", "python", "sandbox"): ("kernel+ns", "docker", "seatbelt"),
 }
 BUILT_VALUES: Mapping[KeyPath, str] = {
     ("method", "type"): "reinforcement",
     (*REINFORCEMENT, "hyperparameters", "reasoning_effort"): "default",
-    ("engine", "rollout", "engine"): "native",
     ("engine", "model", "dtype"): "auto, float32 or bfloat16 (float16 would lose small gradients)",
     ("engine", "grading", "python", "sandbox"): "auto, kernel, monty or unsafe-local",
 }

@@ -14,6 +14,9 @@ from rft.job.resolved import ResolvedJob
 Number = TypeVar("Number", int, float)
 
 GIB = 2**30
+CPU_ACTIVATION_MEMORY = 3 * GIB // 4
+CPU_SATURATION = 1024
+"""Rows beyond which a CPU's matrix kernels gain nothing; they are near their best from 256 on."""
 ROLLOUTS_PER_PROMPT = 8
 """Completions per prompt at compute_multiplier 1."""
 ENDPOINT_CONCURRENCY = 16
@@ -92,7 +95,7 @@ def _resolve_engine(job: Job, hyperparameters: dict[str, Any], facts: JobFacts) 
     compute = hyperparameters["compute_multiplier"]
     group_size = _or(rollout.group_size, max(2, round(ROLLOUTS_PER_PROMPT * compute)))
     completion = rollout.max_completion_tokens
-    group_tokens = facts.longest_prompt + group_size * completion
+    row_tokens = facts.longest_prompt + completion
     sampled = hyperparameters["eval_samples"] > 1
     _fill(engine["model"], dtype=facts.dtype, device=facts.device)
     _fill(
@@ -105,7 +108,7 @@ def _resolve_engine(job: Job, hyperparameters: dict[str, Any], facts: JobFacts) 
         engine["training"],
         learning_rate=learning_rate(facts.num_parameters),
         token_budget=_token_budget(facts),
-        gradient_checkpointing=_needs_checkpointing(group_tokens, facts),
+        gradient_checkpointing=_needs_checkpointing(row_tokens, facts),
     )
     _fill(engine["evaluation"], temperature=rollout.temperature if sampled else 0.0)
     _fill(engine["grading"], concurrency=_concurrency(job, facts))
@@ -147,13 +150,18 @@ def _slots(num_rollouts: int, max_completion_tokens: int, facts: JobFacts) -> in
 
 
 def _token_budget(facts: JobFacts) -> int:
-    memory = GIB if facts.device == "cpu" else 8 * GIB
-    return max(256, memory // max(1, facts.activation_bytes_per_token))
+    """Packed tokens of a micro-batch: as many as the memory set aside for activations holds, at least 256,
+    and on a CPU no more than keep its matrix kernels busy."""
+    memory = CPU_ACTIVATION_MEMORY if facts.device == "cpu" else 8 * GIB
+    budget = max(256, memory // max(1, facts.activation_bytes_per_token))
+    return min(budget, CPU_SATURATION) if facts.device == "cpu" else budget
 
 
-def _needs_checkpointing(group_tokens: int, facts: JobFacts) -> bool:
+def _needs_checkpointing(row_tokens: int, facts: JobFacts) -> bool:
+    """Whether the longest prompt with the longest completion, the least that a micro-batch can be cut to,
+    leaves more for its backward pass than memory can be expected to hold."""
     memory = 6 * GIB if facts.device == "cpu" else 24 * GIB
-    return group_tokens * facts.activation_bytes_per_token > memory
+    return row_tokens * facts.activation_bytes_per_token > memory
 
 
 def _concurrency(job: Job, facts: JobFacts) -> int:

@@ -110,7 +110,7 @@ def load_config(source: ModelSource, settings: ModelSettings) -> PretrainedConfi
 def load_model(
     source: ModelSource, settings: ModelSettings, dtype: str, device: str
 ) -> PreTrainedModel:
-    """The base model in evaluation mode, all weights frozen.
+    """The base model in evaluation mode, all weights frozen; on the device `meta` it has no storage.
 
     Raises ModelError when the folder holds no whole causal language model, MachineError when the
     machine lacks the memory or a package.
@@ -119,6 +119,8 @@ def load_model(
     placement: dict[str, Any] = {}
     if settings.quantization == "4bit":
         placement = {"quantization_config": _four_bit(device), "device_map": {"": device}}
+    elif device == "meta":
+        placement = {"device_map": device}
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             source.folder,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from rft.graders import Grader
 from rft.graders.cache import GradeCache, PendingGrade
 from rft.graders.sample import text_sample
+from rft.rollout.memory import sample_within_memory
 from rft.rollout.randomness import Purpose
 from rft.rollout.sampler import Sampler, SampleRequest, SamplingSettings
 from rft.types import Completion, Grade, Group, Item, Prompt, Rollout, Sample
@@ -61,7 +62,7 @@ class Collector:
         completions: dict[tuple[int, int], Completion] = {}
         pending: dict[tuple[int, int], PendingGrade] = {}
         with self._pool() as pool:
-            for sampled in self._sampler.sample(requests, plan.sampling):
+            for sampled in sample_within_memory(self._sampler, requests, plan.sampling):
                 place, completion = (sampled.request, sampled.sample), sampled.completion
                 sample = text_sample(completion.output_text, completion.finish_reason)
                 item = draws[sampled.request].prompt.example.item

@@ -3,13 +3,12 @@
 import torch
 from torch import Tensor
 
-from rft.attention import use_layouts
 from rft.errors import ModelError
 from rft.packing import TokenGroup, pack
 from rft.policy import Policy
-from rft.rollout.native import NativeSampler
 from rft.rollout.randomness import Purpose
-from rft.rollout.sampler import SampleRequest, SamplingSettings
+from rft.rollout.sampler import Sampler, SampleRequest, SamplingSettings
+from rft.unpacked import plainest_attention
 
 TOLERANCE = 1e-3
 """Largest difference of a logprob in nats, float32."""
@@ -19,26 +18,28 @@ ROUNDED_TOLERANCE = 0.5
 
 
 @torch.no_grad()
-def check_sampler(sampler: NativeSampler, policy: Policy) -> None:
-    """Score sampled and fixed tokens with the model's own attention, unpacked and uncached, and compare
-    with what the sampler recorded and with the packed training pass.
+def check_sampler(sampler: Sampler, policy: Policy, num_tokens: int = 3) -> None:
+    """Score sampled and fixed tokens with the model's own attention, each row alone and uncached, and compare
+    with what the sampler recorded, `num_tokens` a row, and with the training pass.
 
-    Raises ModelError when they disagree: the family is then one the native engine does not serve.
+    Raises ModelError when they disagree: the family is then one that this sampler does not serve.
     """
-    vocabulary = policy.head.weight.shape[0]
+    vocabulary = policy.base.config.get_text_config().vocab_size
     prompts = [tuple((7 * i + 3) % vocabulary for i in range(n)) for n in (5, 11)]
     requests = [
         SampleRequest(ids, 2, 0, Purpose.GENERATE, 0, index) for index, ids in enumerate(prompts)
     ]
-    sampled = list(sampler.sample(requests, SamplingSettings(1.0, 1.0, max_tokens=3)))
+    sampled = list(sampler.sample(requests, SamplingSettings(1.0, 1.0, num_tokens)))
     drawn = [(prompts[s.request], s.completion.token_ids) for s in sampled]
-    fixed = [(ids, tuple((31 * i + 5) % vocabulary for i in range(4))) for ids in prompts]
+    completion = tuple((31 * i + 5) % vocabulary for i in range(4))
+    fixed = [(ids, completion[:length]) for ids in prompts for length in (4, 2)]
     tolerance = TOLERANCE if sampler.is_exact else ROUNDED_TOLERANCE
     recorded = [torch.tensor(s.completion.sampling_logprobs) for s in sampled]
     _compare("the sampler", recorded, _plain_logprobs(policy, drawn), policy, tolerance)
-    batch = pack([TokenGroup(ids, (completion,)) for ids, completion in fixed], policy.device)
-    packed = list(policy.score(batch, 1.0).logprobs.cpu())
-    _compare("the training pass", packed, _plain_logprobs(policy, fixed), policy, tolerance)
+    groups = [TokenGroup(ids, (completion, completion[:2])) for ids in prompts]
+    scored = policy.score(pack(groups, policy.device), 1.0).logprobs.cpu()
+    trained = [row[: len(ids)] for row, (_, ids) in zip(scored, fixed, strict=True)]
+    _compare("the training pass", trained, _plain_logprobs(policy, fixed), policy, tolerance)
 
 
 def _compare(
@@ -56,15 +57,15 @@ def _plain_logprobs(
     policy: Policy, rows: list[tuple[tuple[int, ...], tuple[int, ...]]]
 ) -> list[Tensor]:
     """Each completion after its prompt, alone, through the model's own attention and head."""
-    policy.base.set_attn_implementation("eager")
     logprobs = []
-    try:
+    with plainest_attention(policy.base):
         for prompt_ids, completion_ids in rows:
             token_ids = torch.tensor([prompt_ids + completion_ids], device=policy.device)
-            logits = policy.base(input_ids=token_ids, use_cache=False).logits[0]
+            seen = torch.ones_like(token_ids)
+            logits = policy.base(input_ids=token_ids, attention_mask=seen, use_cache=False).logits[
+                0
+            ]
             predicting = logits[len(prompt_ids) - 1 : -1].float().log_softmax(-1)
             targets = torch.tensor(completion_ids, device=policy.device)[:, None]
             logprobs.append(predicting.gather(1, targets)[:, 0].cpu())
-    finally:
-        use_layouts(policy.base)
     return logprobs

@@ -4,7 +4,8 @@ B completions of a micro-batch, T tokens of its longest one.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float
@@ -23,6 +24,8 @@ class TrainingGroup:
     prompt_ids: tuple[int, ...]
     rollouts: tuple[Rollout, ...]
     advantages: tuple[float, ...]
+    first: int = 0
+    """Index of the first rollout among the group's; above 0 in a later part of a group that was cut."""
 
     @property
     def has_signal(self) -> bool:
@@ -34,10 +37,25 @@ class TrainingGroup:
         allowed = tuple(rollout.completion.allowed_tokens for rollout in self.rollouts)
         return TokenGroup(self.prompt_ids, completions, allowed)
 
+    @property
+    def num_input_tokens(self) -> int:
+        """Of its packed row: the prompt, and each completion without its last token."""
+        completions = sum(len(rollout.completion.token_ids) - 1 for rollout in self.rollouts)
+        return len(self.prompt_ids) + completions
+
+    def part(self, begin: int, end: int) -> "TrainingGroup":
+        """The prompt with the rollouts from `begin` up to `end`, counted from this one's first."""
+        return replace(
+            self,
+            rollouts=self.rollouts[begin:end],
+            advantages=self.advantages[begin:end],
+            first=self.first + begin,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One micro-batch: whole groups, packed."""
+    """One micro-batch: groups, or parts of large ones, packed."""
 
     groups: tuple[TrainingGroup, ...]
     packed: PackedBatch
@@ -71,14 +89,26 @@ def update_counts(groups: Sequence[TrainingGroup]) -> UpdateCounts:
     return UpdateCounts(max(1, len(rollouts)), max(1, num_tokens))
 
 
+def cut_to_budget(groups: Sequence[TrainingGroup], token_budget: int) -> list[TrainingGroup]:
+    """The groups in order, each that exceeds the budget alone cut into parts within it.
+
+    A part is the prompt with consecutive completions: the prompt is computed again for each, and as the
+    loss is a sum over completions, their gradients add up to the group's. One completion is never cut.
+    """
+    return [part for group in groups for part in _parts(group, token_budget)]
+
+
 def micro_batches(
     groups: Sequence[TrainingGroup], token_budget: int, device: torch.device
 ) -> list[Batch]:
-    """Whole groups, in order, while their packed input stays within the budget; never an empty batch."""
+    """Groups, in order, while their packed input stays within the budget; one that alone exceeds it is cut.
+
+    Only a single completion may exceed the budget, with its prompt, alone in its micro-batch.
+    """
     batches: list[list[TrainingGroup]] = []
     used = 0
-    for group in groups:
-        cost = group.tokens.num_input_tokens
+    for group in cut_to_budget(groups, token_budget):
+        cost = group.num_input_tokens
         if not batches or used + cost > token_budget:
             batches.append([])
             used = 0
@@ -97,7 +127,25 @@ def anchors_of(
     batch: Batch, anchors: Mapping[int, Sequence[Sequence[float]]], device: torch.device
 ) -> Float[Tensor, "B T"]:
     """The recorded anchor logprobs of a micro-batch's completions."""
-    return padded([row for group in batch.groups for row in anchors[group.ordinal]], device)
+    rows = [
+        row
+        for group in batch.groups
+        for row in anchors[group.ordinal][group.first : group.first + len(group.rollouts)]
+    ]
+    return padded(rows, device)
+
+
+def _parts(group: TrainingGroup, token_budget: int) -> list[TrainingGroup]:
+    bounds, used = [0], len(group.prompt_ids)
+    for index, rollout in enumerate(group.rollouts):
+        cost = len(rollout.completion.token_ids) - 1
+        if index > bounds[-1] and used + cost > token_budget:
+            bounds.append(index)
+            used = len(group.prompt_ids)
+        used += cost
+    if len(bounds) == 1:
+        return [group]
+    return [group.part(begin, end) for begin, end in pairwise([*bounds, len(group.rollouts)])]
 
 
 def _batch(groups: Sequence[TrainingGroup], device: torch.device) -> Batch:

@@ -29,6 +29,7 @@ def examine() -> dict[str, Any]:
         "sandbox": _sandbox(),
         "extras": {
             "quantization (bitsandbytes)": find_spec("bitsandbytes") is not None,
+            "vllm inside the process (vllm)": find_spec("vllm") is not None,
         },
         "free_disk_gib": {
             "here": round(shutil.disk_usage(Path.cwd()).free / GIB, 1),

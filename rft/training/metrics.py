@@ -42,7 +42,10 @@ def step_metrics(record: StepRecord) -> dict[str, Any]:
         **{f"timing/{name}": seconds for name, seconds in record.seconds.items()},
         "timing/grading": sum(rollout.grade.latency for rollout in rollouts),
         "timing/grader_calls": sum(rollout.grade.latency > 0 for rollout in rollouts),
+        "timing/grading_tokens_per_second": _graded_tokens_per_second(rollouts),
         "timing/sampling_tokens_per_second": num_tokens / max(sampling_seconds, 1e-9),
+        **sampler_timing(record.sampler_spent),
+        **_training_timing(record),
     }
 
 
@@ -63,7 +66,21 @@ def evaluation_metrics(evaluation: Evaluation, pass_threshold: float) -> dict[st
         "valid_truncated_fraction": mean([float(c.is_truncated) for c in completions]),
         **_error_metrics("valid", rollouts),
         "timing/evaluation": evaluation.seconds,
+        "timing/evaluation_tokens_per_second": _per_second(
+            sum(map(_num_tokens, completions)), evaluation.seconds
+        ),
     }
+
+
+def sampler_timing(spent: Mapping[str, float]) -> dict[str, float | None]:
+    """Seconds and tokens/s of prefill and decode, as `Sampler.spent` counts them."""
+    timing: dict[str, float | None] = {}
+    for stage in ("prefill", "decode"):
+        if stage in spent:
+            timing[f"timing/{stage}"] = spent[stage]
+            num_tokens = spent[f"{stage}_tokens"]
+            timing[f"timing/{stage}_tokens_per_second"] = _per_second(num_tokens, spent[stage])
+    return timing
 
 
 def metric_tree(
@@ -192,6 +209,28 @@ def _update_metrics(record: StepRecord) -> dict[str, Any]:
         "optimizer/learning_rate": updates[-1].learning_rate,
         "optimizer/trained_tokens": num_tokens,
     }
+
+
+def _training_timing(record: StepRecord) -> dict[str, float | None]:
+    """Tokens of all ranks and updates per second: completion tokens that were trained, and all inputs."""
+    seconds = record.seconds["training"]
+    trained = sum(update.sums.num_tokens for update in record.updates)
+    inputs = sum(update.sums.num_input_tokens for update in record.updates)
+    return {
+        "timing/training_tokens_per_second": _per_second(trained, seconds),
+        "timing/training_input_tokens_per_second": _per_second(inputs, seconds),
+    }
+
+
+def _graded_tokens_per_second(rollouts: Sequence[Rollout]) -> float | None:
+    """Completion tokens that the grader was called for per second of its calls."""
+    called = [rollout for rollout in rollouts if rollout.grade.latency > 0]
+    num_tokens = sum(_num_tokens(rollout.completion) for rollout in called)
+    return _per_second(num_tokens, sum(rollout.grade.latency for rollout in called))
+
+
+def _per_second(amount: float, seconds: float) -> float | None:
+    return amount / seconds if seconds > 0 else None
 
 
 def _error_metrics(split: str, rollouts: Sequence[Rollout]) -> dict[str, float]:

@@ -1,12 +1,8 @@
 """Looking without training: check a job, measure a model, talk to it."""
 
-import resource
-import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from rft.data import job_warnings
 from rft.job import Job, ModelSettings, load_job
@@ -21,15 +17,21 @@ from rft.models import (
 )
 from rft.models.loading import context_length
 from rft.policy import LoraShape, Policy, continued_policy, new_policy
+from rft.rollout.choose import open_sampler, slow_path_warnings
 from rft.rollout.collect import Collector
-from rft.rollout.native import NativeSampler
 from rft.rollout.randomness import Purpose
-from rft.rollout.sampler import SampleRequest, SamplingSettings
-from rft.rollout.selftest import check_sampler
+from rft.rollout.sampler import Sampler, SampleRequest, SamplingSettings
 from rft.rollout.transcribe import Transcriber
 from rft.runs.layout import RUNS_FOLDER, RunFolder
 from rft.training.baseline import measure_baseline
+from rft.training.estimate import time_document, warnings_of
 from rft.training.evaluation import evaluate as run_evaluation
+from rft.training.memory import (
+    available_memory_bytes,
+    held_memory_bytes,
+    largest_step_bytes,
+    peak_memory_bytes,
+)
 from rft.training.metrics import evaluation_metrics
 from rft.training.ranks import Ranks
 from rft.training.setup import (
@@ -75,6 +77,8 @@ def validate(
         policy = make_policy(workshop)
         sampler = make_sampler(workshop, policy)
         collector = make_collector(workshop.job, sampler, stack)
+        found["sampler"] = sampler.facts.get("sampler")
+        found["warnings"] = [*slow_path_warnings(policy), *found["warnings"]]
         if samples is not None:
             job, prompts = workshop.job, workshop.train_prompts
             found["samples"] = measure_baseline(job, prompts, collector, samples)
@@ -136,8 +140,7 @@ def generate(
         if source.adapter
         else new_policy(base, LoraShape(1), 0)
     )
-    sampler = NativeSampler(policy, Transcriber(tokenizer, ends), num_slots=1)
-    check_sampler(sampler, policy)
+    sampler = open_sampler(policy, Transcriber(tokenizer, ends), num_slots=1)
     request = SampleRequest(encoded.token_ids, 1, seed, Purpose.GENERATE, 0, 0)
     sampling = SamplingSettings(0.0 if greedy else temperature, 1.0, max_tokens)
     (sampled,) = sampler.sample([request], sampling)
@@ -157,34 +160,24 @@ def settings_of(source: ModelSource) -> tuple[ModelSettings, str | None]:
 
 
 def _estimated(
-    workshop: Workshop, policy: Policy, sampler: NativeSampler, collector: Collector, ranks: Ranks
+    workshop: Workshop, policy: Policy, sampler: Sampler, collector: Collector, ranks: Ranks
 ) -> dict[str, Any]:
     """Seconds and memory of the whole job, from two real steps and the share of an evaluation."""
     job, total_steps = workshop.job, workshop.job.steps(len(workshop.train_prompts))
     updater = Updater(job, policy, ranks, total_steps, sampler.is_exact)
     trainer = Trainer(job, workshop.train_prompts, sampler, collector, updater, ranks)
+    held = held_memory_bytes(policy.device)
     records = [trainer.step(step) for step in range(1, NUM_MEASURED_STEPS + 1)]
     prompts = workshop.valid_prompts[:8]
     # canaries are few whatever the number of rows, and graded while others are sampled
-    measured = run_evaluation(0, job, prompts, collector, ranks, num_canary_rows=0)
-    per_step = sum(record.seconds["full_iteration"] for record in records) / len(records)
-    per_evaluation = measured.seconds * len(workshop.valid_prompts) / len(measured.groups)
-    num_evaluations = -(-total_steps // job.hyperparameters.eval_interval) + int(
-        job.engine.evaluation.at_start
-    )
+    evaluation = run_evaluation(0, job, prompts, collector, ranks, num_canary_rows=0)
+    num_rows = len(workshop.train_prompts), len(workshop.valid_prompts)
+    peak, available = peak_memory_bytes(policy.device), available_memory_bytes(policy.device)
+    largest = max(peak, largest_step_bytes(workshop, policy, held))
     return {
-        "total_steps": total_steps,
-        "seconds_per_step": per_step,
-        "num_evaluations": num_evaluations,
-        "seconds_per_evaluation": per_evaluation,
-        "total_seconds": total_steps * per_step + num_evaluations * per_evaluation,
-        "peak_memory_bytes": peak_memory_bytes(policy.device),
+        **time_document(job, records, evaluation, *num_rows),
+        "peak_memory_bytes": peak,
+        "largest_step_bytes": largest,
+        "available_memory_bytes": available,
+        "warnings": warnings_of(records, largest, available),
     }
-
-
-def peak_memory_bytes(device: torch.device) -> int:
-    """Most memory held so far: of the device on CUDA, of this process otherwise."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -33,6 +33,11 @@ class Ranks:
         """This rank's part: every `size`-th item from its own number on."""
         return list(items[self.rank :: self.size])
 
+    def share_by_cost(self, items: Sequence[T], costs: Sequence[int]) -> list[T]:
+        """This rank's part, in order, such that the costs of the ranks' parts differ little."""
+        owners = balanced(costs, self.size)
+        return [item for item, owner in zip(items, owners, strict=True) if owner == self.rank]
+
     def gather(self, items: Sequence[T]) -> list[T]:
         """The items of all ranks, rank after rank, on every rank."""
         return list(gather_object(list(items))) if self.size > 1 else list(items)
@@ -58,3 +63,13 @@ class Ranks:
 
     def close(self) -> None:
         self._state.destroy_process_group()
+
+
+def balanced(costs: Sequence[int], num_ranks: int) -> list[int]:
+    """The rank of each item: the costliest first, each to the rank with the least so far (Graham 1969,
+    longest processing time first). Among equals the earlier item and the lower rank come first."""
+    owners, loads = [0] * len(costs), [0] * num_ranks
+    for index in sorted(range(len(costs)), key=lambda index: -costs[index]):
+        owners[index] = loads.index(min(loads))
+        loads[owners[index]] += costs[index]
+    return owners

@@ -25,8 +25,12 @@ SAFE_KEYS = (
     "engine.checkpoints",
     "engine.grading.concurrency",
     "engine.grading.error_pause_rate",
+    "engine.rollout.vllm",
+    "engine.rollout.slots",
+    "engine.training.token_budget",
+    "engine.training.gradient_checkpointing",
 )
-"""Keys that leave the finished steps as they would have been."""
+"""Keys that leave the finished steps as they would have been, the last three but for rounding."""
 
 
 def refuse_changed_job(job: ResolvedJob, folder: RunFolder) -> None:

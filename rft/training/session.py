@@ -4,6 +4,7 @@ import shlex
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from rft.errors import JobError, JobFailedError, PausedError, Problem, RftError
 from rft.graders import grader_parts
 from rft.job import Job, ResolvedJob, dump_job
 from rft.policy import Policy
+from rft.rollout.choose import slow_path_warnings
 from rft.rollout.collect import Collector
-from rft.rollout.native import NativeSampler
+from rft.rollout.memory import num_slots, shrink_to
+from rft.rollout.sampler import Sampler
 from rft.runs.environment import environment
 from rft.runs.layout import RUNS_FOLDER, RunChoice, RunFolder, choose_run_folder, refuse_unwritable
 from rft.runs.writer import RunWriter
@@ -42,7 +45,7 @@ from rft.training.setup import (
     read_rows,
     try_grader,
 )
-from rft.training.states import Progress, State, StateStore
+from rft.training.states import Progress, State, StateStore, smaller_sizes
 from rft.training.trainer import StepRecord, Trainer
 from rft.training.update import Updater
 from rft.training.watch import Watch
@@ -81,7 +84,7 @@ def train(
         stack.callback(ranks.close)
         workshop = open_workshop(job, rows, runs_folder)
         policy = make_policy(workshop)
-        sampler = make_sampler(workshop, policy)
+        sampler = make_sampler(workshop, policy, ranks)
         choice = ranks.broadcast(
             choose_run_folder(job.suffix, run_folder, resume, runs_folder)
             if ranks.is_main
@@ -89,7 +92,7 @@ def train(
         )
         assert choice is not None
         session = Session.open(workshop, policy, sampler, ranks, report, choice, job_text, stack)
-        for warning in job_warnings(job, rows.train, rows.valid):
+        for warning in (*slow_path_warnings(policy), *job_warnings(job, rows.train, rows.valid)):
             session.say("warn", warning)
         return session.run()
 
@@ -106,6 +109,7 @@ class Session:
         trainer: Trainer,
         updater: Updater,
         collector: Collector,
+        sampler: Sampler,
         watch: Watch,
         recorder: Recorder | None,
         report: Report,
@@ -124,14 +128,15 @@ class Session:
         self._states = StateStore(folder)
         self._total_steps = workshop.job.steps(len(workshop.train_prompts))
         self._data_digest = data_digest(workshop)
-        self._progress = Progress(0, 0, self._data_digest, None, None, None, 0, {})
+        self._sampler = sampler
+        self._progress = self._sized(Progress(0, 0, self._data_digest, None, None, None, 0, {}))
 
     @classmethod
     def open(
         cls,
         workshop: Workshop,
         policy: Policy,
-        sampler: NativeSampler,
+        sampler: Sampler,
         ranks: Ranks,
         report: Report,
         choice: RunChoice,
@@ -171,7 +176,7 @@ class Session:
             recorder = Recorder(writer, report, job, parts, total_steps)
             stack.callback(recorder.close)
         session = cls(
-            workshop, ranks, folder, policy, trainer, updater, collector,
+            workshop, ranks, folder, policy, trainer, updater, collector, sampler,
             Watch(sampler.is_exact and not policy.has_dropout, job.grader), recorder, report,
         )  # fmt: skip
         session._begin(choice, workshop)
@@ -225,8 +230,9 @@ class Session:
             parameters = self._policy.parameters()
             load_optimizer_tensors(self._updater.optimizer, parameters, state.optimizer)
             self._trainer.go_to(state.progress.stream_cursor)
-            self._progress = state.progress
             self._watch.counters.update(state.progress.watch)
+            self._stay_small(state.progress)
+            self._progress = self._sized(state.progress)
             self.say("info", f"Resuming after step {state.progress.step}")
         else:
             files = f"{self.job.training_file} and validation file: {self.job.validation_file}"
@@ -247,6 +253,7 @@ class Session:
             "model": job.model,
             "device": str(self._policy.device),
             "dtype": job.engine.model.dtype,
+            "sampler": self._sampler.facts.get("sampler"),
             "num_processes": self._ranks.size,
             "total_steps": self._total_steps,
             "first_step": self._progress.step + 1,
@@ -286,7 +293,9 @@ class Session:
             self._warn(self._watch.evaluation(evaluation, flat))
         self._pause_on_grading_failures(0, self._grading_failures((), evaluation))
         reward = evaluation.reward_mean
-        self._progress = Progress(0, 0, self._data_digest, reward, reward, None, 0, {})
+        before = self._progress
+        self._progress = self._sized(replace(before, baseline=reward, last_reward=reward))
+        self._warn(smaller_sizes(before, self._progress))
 
     def _evaluate(self, step: int) -> Evaluation:
         return evaluate(step, self.job, self._valid_prompts, self._collector, self._ranks)
@@ -312,7 +321,7 @@ class Session:
             if self._recorder.checkpoints.save(self._policy, evaluation, flat):
                 self.say("info", f"Checkpoint created at step {record.step}")
                 self._recorder.writer.status("running", best=self._best())
-        self._progress = Progress(
+        progress = Progress(
             step=record.step,
             stream_cursor=self._trainer.stream.cursor,
             data_digest=self._data_digest,
@@ -322,6 +331,8 @@ class Session:
             evaluations_since_best=since_best,
             watch=dict(self._watch.counters),
         )
+        self._progress = self._sized(progress)
+        self._warn(smaller_sizes(before, self._progress))
         is_due = record.step % self.job.engine.checkpoints.state_every_steps == 0
         if is_sound and (is_due or record.step == self._total_steps):
             self._save_state()
@@ -340,6 +351,19 @@ class Session:
                 positions=writer.positions(),
             )
         )
+
+    def _sized(self, progress: Progress) -> Progress:
+        """The progress with what want of memory may have halved."""
+        slots = num_slots(self._sampler)
+        return replace(progress, token_budget=self._updater.passes.token_budget, slots=slots)
+
+    def _stay_small(self, progress: Progress) -> None:
+        """Go on with what the run had halved, or less if the job now asks for less."""
+        if progress.token_budget is not None:
+            budget = min(progress.token_budget, self._updater.passes.token_budget)
+            self._updater.passes.token_budget = budget
+        if progress.slots is not None:
+            shrink_to(self._sampler, progress.slots)
 
     def _best(self) -> dict[str, Any] | None:
         """The best checkpoint, as state.json names it."""

@@ -13,7 +13,7 @@ from rft.data import load_all_rows
 from rft.errors import GraderError, JobError, ModelError
 from rft.graders import best_tier, open_grader
 from rft.graders.sample import text_sample
-from rft.job import Job, JobFacts, ResolvedJob, resolve_job
+from rft.job import Job, JobFacts, ModelSettings, ResolvedJob, resolve_job
 from rft.models import (
     ModelSource,
     choose_device_and_dtype,
@@ -27,11 +27,14 @@ from rft.models import (
     load_tokenizer,
 )
 from rft.policy import LoraShape, Policy, continued_policy, new_policy
+from rft.rollout.choose import open_sampler
 from rft.rollout.collect import Collector
-from rft.rollout.native import NativeSampler
-from rft.rollout.selftest import check_sampler
+from rft.rollout.sampler import Sampler
 from rft.rollout.transcribe import Transcriber
+from rft.rollout.vllm_open import open_vllm
 from rft.runs.environment import available_cores
+from rft.sharding import is_source, num_processes, shard_base
+from rft.training.ranks import Ranks
 from rft.types import Example, Prompt
 
 
@@ -104,10 +107,11 @@ def render(
 
 def open_workshop(job: Job, rows: Rows, runs_folder: Path) -> Workshop:
     """Find and load the model, render the prompts, and replace every `auto` of the job."""
+    _refuse_lone_shard(job)
     source = find_model(job.model, runs_folder=runs_folder)
     tokenizer, train, valid = render(job, rows, source)
     device, dtype = choose_device_and_dtype(job.engine.model)
-    base = load_model(source, job.engine.model, dtype, device)
+    base = load_base(source, job.engine.model, dtype, device)
     facts = JobFacts(
         num_training_rows=len(train),
         num_parameters=count_parameters(base),
@@ -124,6 +128,28 @@ def open_workshop(job: Job, rows: Rows, runs_folder: Path) -> Workshop:
         job = with_lora_of(job, source.adapter)
     ends = end_token_ids(base.config, base.generation_config, tokenizer)
     return Workshop(resolve_job(job, facts), source, tokenizer, base, ends, train, valid)
+
+
+def load_base(
+    source: ModelSource, settings: ModelSettings, dtype: str, device: str
+) -> PreTrainedModel:
+    """The frozen base model: whole in each process, or sharded over them.
+
+    To be sharded it is read by rank 0 alone, through the host memory of its machine; collective then.
+    """
+    if settings.sharding == "none":
+        return load_model(source, settings, dtype, device)
+    base = load_model(source, settings, dtype, "cpu" if is_source() else "meta")
+    return shard_base(base, device)
+
+
+def _refuse_lone_shard(job: Job) -> None:
+    if job.engine.model.sharding != "none" and num_processes() == 1:
+        raise JobError(
+            "sharding: fsdp divides the base among processes, and there is only one",
+            where="engine.model.sharding",
+            remedy="start the job with --processes N, or set it to none",
+        )
 
 
 def with_lora_of(job: Job, adapter: Path) -> Job:
@@ -153,13 +179,16 @@ def make_policy(workshop: Workshop) -> Policy:
         return new_policy(workshop.base, shape, job.seed, checkpointing)
 
 
-def make_sampler(workshop: Workshop, policy: Policy) -> NativeSampler:
-    """The native engine, after it has shown that it agrees with the model's plain forward pass."""
+def make_sampler(workshop: Workshop, policy: Policy, ranks: Ranks | None = None) -> Sampler:
+    """vLLM where the job asks for it, else the fastest sampler that has shown that it agrees with the
+    model's plain forward pass. Every process of `ranks` must make one."""
     transcriber = Transcriber(workshop.tokenizer, workshop.end_token_ids)
-    with known_family(workshop.base):
-        sampler = NativeSampler(policy, transcriber, workshop.job.engine.rollout.slots)
-        check_sampler(sampler, policy)
-    return sampler
+    job = workshop.job
+    if job.engine.rollout.engine == "vllm":
+        longest = max(len(p.token_ids) for p in (*workshop.train_prompts, *workshop.valid_prompts))
+        with known_family(workshop.base):
+            return open_vllm(policy, transcriber, job, workshop.source.folder, longest, ranks)
+    return open_sampler(policy, transcriber, job.engine.rollout.slots)
 
 
 @contextmanager
@@ -175,7 +204,7 @@ def known_family(base: PreTrainedModel) -> Iterator[None]:
         ) from error
 
 
-def make_collector(job: ResolvedJob, sampler: NativeSampler, stack: ExitStack) -> Collector:
+def make_collector(job: ResolvedJob, sampler: Sampler, stack: ExitStack) -> Collector:
     """Sampler and grader together; the grader's processes end with `stack`."""
     grader = stack.enter_context(open_grader(job.grader, job.grading_settings))
     return Collector(sampler, grader, job.engine.grading.concurrency)
@@ -191,23 +220,33 @@ def kv_bytes_per_token(config: PretrainedConfig, dtype: torch.dtype) -> int:
 def activation_bytes_per_token(config: PretrainedConfig, dtype: torch.dtype) -> int:
     """What one token leaves for the backward pass without checkpointing; an estimate from shapes.
 
-    Per layer: eight vectors of hidden width (norms, residuals, adapter inputs), queries, keys, values
-    and attention output twice, and four of the feed-forward width.
+    Per layer: five vectors of hidden width (inputs and outputs of both norms, the residual between),
+    queries, attention output and its contiguous copy, keys and values with the copies that completions
+    have of their prompt's, and four of the feed-forward width (gate, its activation, up, their product).
+    Below float32 the adapter is apart, and keeps the input of each of its seven layers in float32.
     """
     config = config.get_text_config()
-    width = _head_width(config)
-    attention = width * (2 * config.num_attention_heads + 2 * _num_kv_heads(config))
-    feed_forward = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
-    per_layer = 8 * config.hidden_size + 2 * attention + 4 * feed_forward
-    return int(config.num_hidden_layers * per_layer * dtype.itemsize)
+    hidden = config.hidden_size
+    queries = _head_width(config) * _num_heads(config)
+    keys = _head_width(config) * _num_kv_heads(config)
+    feed_forward = getattr(config, "intermediate_size", None) or 4 * hidden
+    per_layer = dtype.itemsize * (5 * hidden + 3 * queries + 6 * keys + 4 * feed_forward)
+    if dtype != torch.float32:
+        per_layer += torch.float32.itemsize * (5 * hidden + queries + feed_forward)
+    return int(config.num_hidden_layers * per_layer)
+
+
+def _num_heads(config: PretrainedConfig) -> int:
+    """Query heads; 1 for a model without attention, whose state is then taken for that of one wide head."""
+    return int(getattr(config, "num_attention_heads", None) or 1)
 
 
 def _num_kv_heads(config: PretrainedConfig) -> int:
-    return int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
+    return int(getattr(config, "num_key_value_heads", None) or _num_heads(config))
 
 
 def _head_width(config: PretrainedConfig) -> int:
-    default = config.hidden_size // config.num_attention_heads
+    default = config.hidden_size // _num_heads(config)
     return int(getattr(config, "head_dim", None) or default)
 
 

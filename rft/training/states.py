@@ -36,6 +36,10 @@ class Progress:
     """For `patience`."""
     watch: Mapping[str, float]
     """What the warnings remember."""
+    token_budget: int | None = None
+    """Packed tokens of a micro-batch, which want of memory may have halved; None: as the job has it."""
+    slots: int | None = None
+    """Completions that the first rank samples side by side, likewise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +87,19 @@ class StateStore:
         for later in steps_in(self._folder.states):
             if later > step:
                 remove_folder(self._folder.state_folder(later))
+
+
+def smaller_sizes(before: Progress, now: Progress) -> list[str]:
+    """A sentence for each size that want of memory has halved in between."""
+    sizes = (
+        ("micro-batches now hold", "tokens", before.token_budget, now.token_budget),
+        ("the sampler now has", "slots", before.slots, now.slots),
+    )
+    return [
+        f"memory ran out: {what} {after} {unit} instead of {earlier}, and the work was done again"
+        for what, unit, earlier, after in sizes
+        if earlier is not None and after is not None and after < earlier
+    ]
 
 
 def _read(path: Path) -> State:

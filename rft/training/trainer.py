@@ -1,7 +1,7 @@
 """One step: sample and grade groups, turn rewards into advantages, update the policy, refresh the sampler."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 from rft.data import PromptStream
@@ -11,7 +11,7 @@ from rft.rollout.randomness import Purpose
 from rft.rollout.sampler import Sampler, SamplingSettings
 from rft.training.advantages import advantages
 from rft.training.batch import TrainingGroup, training_groups
-from rft.training.clock import Clock
+from rft.training.clock import Clock, growth, over_ranks
 from rft.training.ranks import Ranks
 from rft.training.update import Update, Updater
 from rft.types import Group, Prompt
@@ -29,6 +29,9 @@ class StepRecord:
     """Zero-signal groups that fresh prompts took the place of."""
     updates: tuple[Update, ...]
     seconds: Mapping[str, float]
+    sampler_spent: Mapping[str, float] = field(default_factory=dict)
+    """What `Sampler.spent` grew by in the step: seconds of the rank that took longest, tokens of all;
+    empty where the engine cannot tell."""
 
 
 class Trainer:
@@ -58,9 +61,11 @@ class Trainer:
     def step(self, step: int) -> StepRecord:
         """One rollout batch and the updates it feeds; `step` counts from 1."""
         clock, waited = Clock(), self._collector.seconds_waited
+        spent = self._sampler.spent
         with clock.measure("sampling"):
             groups, replaced = self.rollouts(step)
         clock.add("grading_wait", self._collector.seconds_waited - waited)
+        spent = over_ranks(self._ranks.gather([growth(spent, self._sampler.spent)]))
         values = advantages(groups, self._job.engine.training.advantage_scaling)
         with clock.measure("training"):
             updates = self.train(step, groups, values)
@@ -68,7 +73,7 @@ class Trainer:
             self._sampler.refresh()
         seconds = clock.seconds()
         return StepRecord(
-            step, tuple(groups), tuple(values), tuple(replaced), tuple(updates), seconds
+            step, tuple(groups), tuple(values), tuple(replaced), tuple(updates), seconds, spent
         )
 
     def rollouts(self, step: int) -> tuple[list[Group], list[Group]]:

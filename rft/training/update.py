@@ -1,4 +1,4 @@
-"""One optimizer update: whole groups in micro-batches, one summed gradient, clip, AdamW.
+"""One optimizer update: groups in micro-batches, one summed gradient, clip, AdamW.
 
 B completions of a micro-batch, T tokens of its longest one.
 """
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rft.job import ResolvedJob
 from rft.policy import Policy
-from rft.training.batch import Batch, TrainingGroup, anchors_of, micro_batches, update_counts
+from rft.training.batch import Batch, TrainingGroup, anchors_of, update_counts
 from rft.training.loss import LOSSES, LossInputs, LossSettings, UpdateCounts
 from rft.training.optimization import (
     clip_gradients,
@@ -23,10 +23,14 @@ from rft.training.optimization import (
     new_optimizer,
     set_learning_rate,
 )
+from rft.training.passes import Passes
 from rft.training.ranks import Ranks
 
 Anchors = Mapping[int, Sequence[Sequence[float]]]
 """Logprobs before the step's first update, by group ordinal, completion and token."""
+
+ScoredPart = tuple[int, int, list[list[float]]]
+"""A group's ordinal, the index of the part's first completion, and the logprobs of its completions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,8 @@ class Sums:
     gap: float
     """Σ |policy − sampling logprob|, nats."""
     gap_max: float
+    num_input_tokens: int
+    """Tokens that went through the model: prompts once a group or part, completions without their last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +94,8 @@ class Updater:
         self._ranks = ranks
         self._total_steps = total_steps
         self._sampler_is_exact = sampler_is_exact
+        has_reference = self._settings.kl_coefficient > 0
+        self.passes = Passes(policy, ranks, self._settings.token_budget, has_reference)
         self.optimizer = new_optimizer(
             policy.parameters(), self._settings.betas, self._settings.weight_decay
         )
@@ -125,19 +133,18 @@ class Updater:
         """
         counts = update_counts(groups)
         needed = [g for g in groups if g.has_signal or self._settings.kl_coefficient > 0]
-        mine = self._ranks.share(needed)
-        budget = self._settings.token_budget
-        parts = []
-        with self._policy.updating():
-            for index, batch in enumerate(micro_batches(mine, budget, self._policy.device)):
-                with self._counted_dropout(step, index):
-                    parts.append(self._backward(batch, anchors, counts))
+
+        def backward(index: int, batch: Batch) -> Sums:
+            with self._counted_dropout(step, index):
+                return self._backward(batch, anchors, counts)
+
+        sums = self.passes.over(needed, backward, self._policy.updating)
         parameters = list(self._policy.parameters().values())
         for parameter in parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         self._ranks.sum_into([p.grad for p in parameters if p.grad is not None])
-        return _total(self._ranks.gather(parts))
+        return _total(sums)
 
     def anchors(self, groups: Sequence[TrainingGroup]) -> Anchors:
         """The logprobs of a step's completions before its first update.
@@ -149,16 +156,21 @@ class Updater:
                 group.ordinal: [r.completion.sampling_logprobs for r in group.rollouts]
                 for group in groups
             }
-        computed: list[tuple[int, list[list[float]]]] = []
-        budget = self._settings.token_budget
-        for batch in micro_batches(self._ranks.share(groups), budget, self._policy.device):
-            with torch.no_grad():
-                logprobs = self._policy.score(batch.packed, self._temperature).logprobs.tolist()
-            lengths = batch.packed.completion_mask.sum(-1).tolist()
-            rows = iter([row[:length] for row, length in zip(logprobs, lengths, strict=True)])
-            for group in batch.groups:
-                computed.append((group.ordinal, [next(rows) for _ in group.rollouts]))
-        return dict(self._ranks.gather(computed))
+        scored = self.passes.over(groups, self._score, torch.no_grad)
+        parts = [part for batch in scored for part in batch]
+        anchors: dict[int, list[list[float]]] = {group.ordinal: [] for group in groups}
+        for ordinal, _, rows in sorted(parts, key=lambda part: part[:2]):
+            anchors[ordinal] += rows
+        return anchors
+
+    def _score(self, index: int, batch: Batch) -> list[ScoredPart]:
+        logprobs = self._policy.score(batch.packed, self._temperature).logprobs.tolist()
+        lengths = batch.packed.completion_mask.sum(-1).tolist()
+        rows = iter([row[:length] for row, length in zip(logprobs, lengths, strict=True)])
+        return [
+            (group.ordinal, group.first, [next(rows) for _ in group.rollouts])
+            for group in batch.groups
+        ]
 
     def _backward(self, batch: Batch, anchors: Anchors | None, counts: UpdateCounts) -> Sums:
         """Add one micro-batch's part of the update's gradient."""
@@ -189,6 +201,7 @@ class Updater:
             num_clipped=int(outputs.clipped.sum()),
             gap=float(gap.sum()),
             gap_max=float(gap.max()),
+            num_input_tokens=packed.input_ids.numel(),
         )
 
     def _importance_weights(
@@ -220,4 +233,5 @@ def _total(parts: Sequence[Sums]) -> Sums:
         num_clipped=sum(part.num_clipped for part in parts),
         gap=sum(part.gap for part in parts),
         gap_max=max((part.gap_max for part in parts), default=0.0),
+        num_input_tokens=sum(part.num_input_tokens for part in parts),
     )

@@ -328,12 +328,12 @@ MISTAKES = [
         overrides=("method.reinforcement.hyperparameters.reasoning_effort=high",),
     ),
     Mistake(
-        "another engine",
-        NotYetError,
-        "engine.rollout.engine: vllm is not built yet",
-        "override engine.rollout.engine=vllm",
+        "vLLM with a nucleus",
+        JobError,
+        "top_p 0.9: vLLM does not tell which tokens it left out",
+        "override engine.rollout.top_p=0.9",
         "native",
-        overrides=("engine.rollout.engine=vllm",),
+        overrides=("engine.rollout.engine=vllm", "engine.rollout.top_p=0.9"),
     ),
     # The data
     Mistake(
@@ -489,10 +489,10 @@ def test_many_mistakes_are_told_at_once_in_the_order_of_the_file(tmp_path: Path)
 
 
 def test_what_is_not_built_and_what_is_wrong_are_told_together(tmp_path: Path) -> None:
-    overrides = ("engine.rollout.engine=vllm", "seed=-1")
+    overrides = ("engine.model.dtype=float16", "seed=-1")
     error = told(tmp_path, Mistake("both", JobError, "", "", "", overrides=overrides))
     assert type(error) is JobError
     assert [problem.what for problem in error.problems] == [
-        "engine.rollout.engine: vllm is not built yet",
+        "engine.model.dtype: float16 is not built yet",
         "seed is -1",
     ]

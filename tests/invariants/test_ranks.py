@@ -1,4 +1,4 @@
-"""Invariant 8: two real ranks compute what one computes."""
+"""Invariant 8: two and four real ranks compute what one computes."""
 
 import json
 from pathlib import Path
@@ -13,19 +13,28 @@ from tests.jobs import write_job
 from tests.launch import run_ranks
 from tests.tiny import save_tiny_model
 
+Worked = dict[str, tuple[dict[str, Any], dict[str, Tensor]]]
+
+RUNS = {
+    "one": (1, 100_000, -1),
+    "two": (2, 15, -1),
+    "two, short of memory": (2, 31, 1),
+    "four": (4, 15, -1),
+}
+"""Ranks, token budget, and the rank on which memory runs out once."""
+
 
 @pytest.fixture(scope="module")
-def worked(
-    tmp_path_factory: pytest.TempPathFactory,
-) -> dict[int, tuple[dict[str, Any], dict[str, Tensor]]]:
-    """Facts and tensors of the same work done by one rank and by two."""
+def worked(tmp_path_factory: pytest.TempPathFactory) -> Worked:
+    """Facts and tensors of the same work done by one rank, two and four."""
     found = {}
-    for size in (1, 2):
-        folder = tmp_path_factory.mktemp(f"ranks{size}")
-        done = run_ranks(size, "tests.invariants.gradient_worker", str(folder), cwd=folder)
+    for name, (size, budget, short_rank) in RUNS.items():
+        folder = tmp_path_factory.mktemp("ranks")
+        arguments = [str(folder), str(budget), str(short_rank)]
+        done = run_ranks(size, "tests.invariants.gradient_worker", *arguments, cwd=folder)
         assert done.returncode == 0, done.stderr[-2000:]
         facts = json.loads((folder / "facts.json").read_text())
-        found[size] = (facts, load_file(folder / "tensors.safetensors"))
+        found[name] = (facts, load_file(folder / "tensors.safetensors"))
     return found
 
 
@@ -37,21 +46,46 @@ def relative_errors(
     return [float((found[n] - expected[n]).norm() / expected[n].norm()) for n in names]
 
 
-def test_the_ranks_are_real_and_each_has_groups(worked: Any) -> None:
-    facts, _ = worked[2]
-    assert facts["size"] == 2 and facts["backend"] == "gloo"
-    shares = {told["rank"]: told["groups"] for told in facts["ranks"]}
-    assert shares == {0: [0, 3], 1: [2]}
-    assert worked[1][0]["size"] == 1
+@pytest.mark.parametrize(
+    ("name", "passes"),
+    [
+        ("one", [[53]]),
+        ("two", [[13, 10, 18], [16, 12, 14]]),
+        ("four", [[18], [16], [10, 14], [13, 12]]),
+    ],
+)
+def test_the_ranks_are_real_and_share_the_tokens(
+    worked: Worked, name: str, passes: list[list[int]]
+) -> None:
+    """Groups of 21, 18 and 14 packed tokens; under 15 tokens their parts are 13, 16, 10 · 18, 12 · 14."""
+    facts, _ = worked[name]
+    assert facts["size"] == len(passes) == RUNS[name][0]
+    assert facts["backend"] == ("gloo" if len(passes) > 1 else "none")
+    assert {told["rank"]: told["passes"] for told in facts["ranks"]} == dict(enumerate(passes))
+    assert facts["num_input_tokens"] == sum(sum(of_rank) for of_rank in passes)
 
 
-def test_the_summed_gradient_is_that_of_one_rank(worked: Any) -> None:
-    assert max(relative_errors(worked[2][1], worked[1][1], "gradient.")) < 1e-5
-    assert worked[2][0]["loss"] == pytest.approx(worked[1][0]["loss"], rel=1e-5)
+@pytest.mark.parametrize("name", ["two", "four"])
+def test_the_summed_gradient_is_that_of_one_rank(worked: Worked, name: str) -> None:
+    assert max(relative_errors(worked[name][1], worked["one"][1], "gradient.")) < 1e-5
+    assert worked[name][0]["loss"] == pytest.approx(worked["one"][0]["loss"], rel=1e-5)
 
 
-def test_three_updates_on_the_same_completions_agree(worked: Any) -> None:
-    assert max(relative_errors(worked[2][1], worked[1][1], "update.")) < 1e-2
+@pytest.mark.parametrize("name", ["two", "four"])
+def test_three_updates_on_the_same_completions_agree(worked: Worked, name: str) -> None:
+    assert max(relative_errors(worked[name][1], worked["one"][1], "update.")) < 1e-2
+
+
+def test_when_one_rank_runs_out_of_memory_both_begin_again_with_half_the_budget(
+    worked: Worked,
+) -> None:
+    facts, tensors = worked["two, short of memory"]
+    assert facts["token_budget"] == 15
+    # rank 0 had finished its one pass; rank 1 failed in its second
+    assert [told["passes"] for told in facts["ranks"]] == [[21, 13, 10, 18], [18, 14, 16, 12, 14]]
+    expected = worked["two"][1]
+    assert tensors.keys() == expected.keys()
+    assert all(tensors[key].equal(expected[key]) for key in expected)
 
 
 def test_a_job_on_two_ranks_samples_what_it_samples_on_one(tmp_path: Path) -> None:

@@ -50,6 +50,13 @@ DEFAULTS: dict[str, Any] = {
         "lora": {"rank": 16, "alpha": 32, "dropout": 0.0, "targets": "all-linear"},
         "rollout": {
             "engine": "native",
+            "vllm": {
+                "servers": [],
+                "adapter_folder": None,
+                "request_seconds": 600.0,
+                "tolerance": 0.1,
+                "memory_fraction": 0.4,
+            },
             "group_size": "auto",
             "temperature": 1.0,
             "top_p": 1.0,

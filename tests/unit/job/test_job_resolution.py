@@ -123,8 +123,11 @@ def test_slots_are_capped_by_the_device(device: str, slots: int) -> None:
 @pytest.mark.parametrize(
     ("device", "activation_bytes", "token_budget"),
     [
-        ("cpu", 500_000, 2147),
+        ("cpu", 1_428_480, 563),  # 0.75 GiB of it; the 135M model
+        ("cuda", 1_428_480, 6013),
+        ("cpu", 500_000, 1024),  # more gains a CPU nothing
         ("cuda", 500_000, 17179),
+        ("cpu", 1, 1024),
         ("cpu", GIB, 256),
         ("cuda", GIB, 256),
     ],
@@ -134,10 +137,14 @@ def test_token_budget(device: str, activation_bytes: int, token_budget: int) -> 
     assert job.engine.training.token_budget == token_budget
 
 
+@pytest.mark.parametrize("group_size", [2, 16])
 @pytest.mark.parametrize(("device", "gibibytes"), [("cpu", 6), ("cuda", 24)])
-def test_gradient_checkpointing_starts_above_a_limit(device: str, gibibytes: int) -> None:
-    shape = ["engine.rollout.max_completion_tokens=240", "engine.rollout.group_size=4"]
-    facts = {"device": device, "longest_prompt": 64}  # 64 + 4 · 240 = 1024 tokens in a group
+def test_gradient_checkpointing_starts_where_one_completion_does_not_fit(
+    device: str, gibibytes: int, group_size: int
+) -> None:
+    """A micro-batch can be cut down to a prompt with one completion, so the group's size is nothing to it."""
+    shape = ["engine.rollout.max_completion_tokens=960", f"engine.rollout.group_size={group_size}"]
+    facts = {"device": device, "longest_prompt": 64}  # 1024 tokens in a row
     limit = gibibytes * GIB // 1024
     at = resolve(*shape, **facts, activation_bytes_per_token=limit)
     above = resolve(*shape, **facts, activation_bytes_per_token=limit + 1)

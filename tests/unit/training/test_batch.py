@@ -4,7 +4,14 @@ import pytest
 import torch
 from made import make_completion, make_group, make_prompt, make_training_group
 
-from rft.training.batch import anchors_of, micro_batches, padded, training_groups, update_counts
+from rft.training.batch import (
+    anchors_of,
+    cut_to_budget,
+    micro_batches,
+    padded,
+    training_groups,
+    update_counts,
+)
 from rft.training.loss import UpdateCounts
 
 CPU = torch.device("cpu")
@@ -60,7 +67,7 @@ def test_counts_include_rollouts_without_signal() -> None:
 @pytest.mark.parametrize(
     ("token_budget", "ordinals"),
     [
-        (1, [[0], [1], [2], [3], [4]]),
+        (6, [[0], [1], [2], [3], [4]]),
         (11, [[0], [1], [2], [3], [4]]),
         (12, [[0, 1], [2, 3], [4]]),
         (23, [[0, 1, 2], [3, 4]]),
@@ -79,7 +86,45 @@ def test_micro_batches_hold_whole_groups_within_the_budget(
     assert all(size <= token_budget for size, n in zip(sizes, ordinals, strict=True) if len(n) > 1)
 
 
-def test_a_group_over_the_budget_starts_its_own_batch_and_fills_it() -> None:
+# a prompt of 2 tokens and completions of 4, 2, 5 and 1 tokens = 2 + 3 + 1 + 4 + 0 = 10 input tokens
+@pytest.mark.parametrize(
+    ("token_budget", "sizes"),
+    [
+        (10, [4]),
+        (9, [2, 2]),  # 2 + 3 + 1, then 2 + 4 + 0
+        (6, [2, 2]),
+        (5, [1, 1, 1, 1]),  # of the third alone 6, beyond the budget
+        (1, [1, 1, 1, 1]),
+    ],
+)
+def test_a_group_over_the_budget_is_cut_between_completions(
+    token_budget: int, sizes: list[int]
+) -> None:
+    completions = [make_completion(tuple(range(10, 10 + n))) for n in (4, 2, 5, 1)]
+    group = make_training_group(completions, (0.5, -0.5, 1.0, -1.0), ordinal=3, prompt_ids=(8, 9))
+    assert group.num_input_tokens == group.tokens.num_input_tokens == 10
+    parts = cut_to_budget([group], token_budget)
+    assert [len(part.rollouts) for part in parts] == sizes
+    assert [part.first for part in parts] == [sum(sizes[:i]) for i in range(len(sizes))]
+    assert all((part.ordinal, part.prompt_ids) == (3, (8, 9)) for part in parts)
+    assert sum((part.rollouts for part in parts), ()) == group.rollouts
+    assert sum((part.advantages for part in parts), ()) == group.advantages
+    assert all(part.num_input_tokens <= token_budget or len(part.rollouts) == 1 for part in parts)
+    assert cut_to_budget(parts, token_budget) == parts
+
+
+def test_the_last_part_of_a_group_shares_its_micro_batch_with_the_next_group() -> None:
+    large = make_training_group([make_completion((5, 6, 7))] * 3, (1.0, -1.0, 0.0), ordinal=0)
+    small = make_training_group([make_completion((5,))], (1.0,), ordinal=1)
+    batches = micro_batches([large, small], 6, CPU)  # 2 + 2 + 2, then 2 + 2 with 2
+    found = [[(g.ordinal, g.first, len(g.rollouts)) for g in batch.groups] for batch in batches]
+    assert found == [[(0, 0, 2)], [(0, 2, 1), (1, 0, 1)]]
+    anchors = {0: [[-1.0] * 3, [-2.0] * 3, [-3.0] * 3], 1: [[-4.0]]}
+    assert anchors_of(batches[0], anchors, CPU).tolist() == [[-1] * 3, [-2] * 3]
+    assert anchors_of(batches[1], anchors, CPU).tolist() == [[-3] * 3, [-4, 0, 0]]
+
+
+def test_a_completion_over_the_budget_starts_its_own_batch_and_fills_it() -> None:
     small = make_training_group([make_completion((5,))], (1.0,), ordinal=0)
     large = make_training_group([make_completion(tuple(range(20)))], (1.0,), ordinal=1)
     batches = micro_batches([small, large, small], 4, CPU)

@@ -47,7 +47,7 @@ def multi_grade(
 def make_update(**sums: float) -> Update:
     values: dict[str, Any] = {
         "loss": 0.5, "policy_loss": 0.25, "kl": 0.125, "num_tokens": 8, "entropy": 4.0,
-        "num_clipped": 2, "gap": 0.08, "gap_max": 0.05,
+        "num_clipped": 2, "gap": 0.08, "gap_max": 0.05, "num_input_tokens": 30,
     }  # fmt: skip
     return Update(
         Sums(**(values | sums)),
@@ -86,6 +86,7 @@ def make_record(updates: tuple[Update, ...] = (make_update(),)) -> StepRecord:
 
 def test_step_metrics() -> None:
     metrics = step_metrics(make_record())
+    assert metrics.pop("timing/grading_tokens_per_second") is None  # no call was made
     # rewards 1 0 0.5 0.5 0.5: mean 0.5, Σ(x − 0.5)² = 0.5, std √(0.5/5); 6 rollouts of 12 tokens
     assert metrics == pytest.approx(
         {
@@ -129,6 +130,8 @@ def test_step_metrics() -> None:
             "timing/grading": 0,
             "timing/grader_calls": 0,
             "timing/sampling_tokens_per_second": 6.0,
+            "timing/training_tokens_per_second": 8 / 3,
+            "timing/training_input_tokens_per_second": 10.0,
         },
         rel=1e-12,
     )
@@ -184,6 +187,7 @@ def test_evaluation_metrics() -> None:
             "valid_reasoning_tokens_mean": 0.0,
             "valid_truncated_fraction": 0.0,
             "timing/evaluation": 0.5,
+            "timing/evaluation_tokens_per_second": 8.0,
         },
         rel=1e-12,
     )
@@ -455,6 +459,27 @@ def test_timing_counts_the_calls_that_were_made() -> None:
     record = StepRecord(1, (group,), ((0.0,) * 3,), (), (make_update(),), SECONDS)
     flat = {"step": 1, "total_steps": 9} | step_metrics(record)
     assert (flat["timing/grading"], flat["timing/grader_calls"]) == (0.75, 2)
+    assert flat["timing/grading_tokens_per_second"] == pytest.approx(2 / 0.75)
     graders = metric_tree(flat, PARTS, record, None)["timing"]["graders"]
     assert [entry["train_execution_latency_mean"] for entry in graders] == [0.375, 0.09375, 0.09375]
     assert graders[0]["valid_execution_latency_mean"] is None
+
+
+def test_timing_of_the_sampler_is_told_where_it_is_known() -> None:
+    spent = {"prefill": 0.5, "prefill_tokens": 40.0, "decode": 0.0, "decode_tokens": 0.0}
+    flat = step_metrics(replace(make_record(), sampler_spent=spent))
+    told = {key: value for key, value in flat.items() if "prefill" in key or "decode" in key}
+    assert told == {
+        "timing/prefill": 0.5,
+        "timing/prefill_tokens_per_second": 80.0,
+        "timing/decode": 0.0,
+        "timing/decode_tokens_per_second": None,
+    }
+    assert not [key for key in step_metrics(make_record()) if "prefill" in key or "decode" in key]
+
+
+def test_training_is_timed_over_all_updates_of_a_step() -> None:
+    second = make_update(num_tokens=4, num_input_tokens=15)
+    flat = step_metrics(make_record((make_update(), second)))
+    assert flat["timing/training_tokens_per_second"] == pytest.approx(12 / 3)
+    assert flat["timing/training_input_tokens_per_second"] == pytest.approx(45 / 3)

@@ -34,6 +34,9 @@ def begun(tmp_path: Path) -> RunFolder:
         "engine.grading.concurrency=7",
         "engine.grading.error_pause_rate=0.1",
         "engine.tracking.report_to=[tensorboard]",
+        "engine.training.token_budget=500",
+        "engine.training.gradient_checkpointing=true",
+        "engine.rollout.slots=2",
     ],
 )
 def test_changes_that_finished_steps_do_not_feel(tmp_path: Path, override: str) -> None:

@@ -1,13 +1,13 @@
 """Resume states: written whole, the two newest kept, damaged ones passed over."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from rft.runs.layout import RunFolder, steps_in
-from rft.training.states import Progress, State, StateStore
+from rft.training.states import Progress, State, StateStore, smaller_sizes
 
 PROGRESS = Progress(
     step=3,
@@ -18,6 +18,8 @@ PROGRESS = Progress(
     best_reward=0.1 + 0.2,
     evaluations_since_best=1,
     watch={"gap": 0, "zero signal": 2},
+    token_budget=500,
+    slots=16,
 )
 TENSORS = {
     "a.weight": torch.tensor([[1.0, -0.0], [float("inf"), 1e-40]]),
@@ -89,3 +91,34 @@ def test_all_states_damaged(tmp_path: Path) -> None:
     state, faults = store.newest()
     assert state is None
     assert [fault.split(" is ")[0] for fault in faults] == ["state of step 2", "state of step 1"]
+
+
+def test_a_state_of_before_sizes_were_kept_still_loads(tmp_path: Path) -> None:
+    document = asdict(PROGRESS)
+    del document["token_budget"], document["slots"]
+    assert Progress(**document) == replace(PROGRESS, token_budget=None, slots=None)
+
+
+@pytest.mark.parametrize(
+    ("budgets", "slots", "said"),
+    [
+        ((500, 500), (16, 16), []),
+        ((500, 125), (16, 16), ["micro-batches now hold 125 tokens instead of 500"]),
+        ((500, 500), (16, 4), ["the sampler now has 4 slots instead of 16"]),
+        (
+            (500, 250),
+            (16, 8),
+            [
+                "micro-batches now hold 250 tokens instead of 500",
+                "the sampler now has 8 slots instead of 16",
+            ],
+        ),
+        ((None, 250), (None, None), []),
+    ],
+)
+def test_sizes_that_memory_made_smaller_are_told(
+    budgets: tuple[int | None, int], slots: tuple[int | None, int | None], said: list[str]
+) -> None:
+    before, now = (replace(PROGRESS, token_budget=budgets[i], slots=slots[i]) for i in range(2))
+    told = [f"memory ran out: {what}, and the work was done again" for what in said]
+    assert smaller_sizes(before, now) == told

@@ -29,6 +29,11 @@ class ScriptedSampler(Sampler):
         self.calls: list[tuple[list[SampleRequest], SamplingSettings]] = []
         self.num_refreshes = 0
 
+    @property
+    def spent(self) -> Mapping[str, float]:
+        """Each call takes half a second and 3 tokens of decoding."""
+        return {"decode": 0.5 * len(self.calls), "decode_tokens": 3.0 * len(self.calls)}
+
     def refresh(self) -> None:
         self.num_refreshes += 1
 
@@ -65,7 +70,7 @@ class RecordingUpdater(Updater):
 
     def update(self, step: int, groups: Sequence[TrainingGroup], anchors: Anchors | None) -> Update:
         self.calls.append((step, [group.ordinal for group in groups], anchors is not None))
-        return Update(Sums(0.0, 0.0, 0.0, 1, 0.0, 0, 0.0, 0.0), 1.0, 1.0, 0.1, False)
+        return Update(Sums(0.0, 0.0, 0.0, 1, 0.0, 0, 0.0, 0.0, 1), 1.0, 1.0, 0.1, False)
 
 
 def make_trainer(
@@ -97,6 +102,8 @@ def test_a_step_walks_through_the_stream() -> None:
     assert first.advantages[0] == pytest.approx((0.70700679, -0.70700679))
     names = {"sampling", "grading_wait", "training", "sync", "full_iteration"}
     assert set(first.seconds) == names
+    # of each step, not since the beginning
+    assert first.sampler_spent == second.sampler_spent == {"decode": 0.5, "decode_tokens": 3.0}
 
 
 def test_go_to() -> None:

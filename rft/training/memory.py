@@ -1,0 +1,102 @@
+"""What memory there is, what is in use, and the most that a step of a job can ask for."""
+
+import os
+import resource
+import sys
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from rft.job import ResolvedJob
+from rft.policy import Policy
+from rft.training.setup import (
+    Workshop,
+    activation_bytes_per_token,
+    kv_bytes_per_token,
+)
+
+CGROUP_LIMITS = (
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
+
+OPTIMIZER_COPIES = 4
+"""Tensors of the adapter's size beside it in an update: gradient, two moments, the values before."""
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Most memory held so far: of the device on CUDA, of this process otherwise."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def held_memory_bytes(device: torch.device) -> int:
+    """Memory held now; where the system does not tell, the most held so far."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    statistics = Path("/proc/self/statm")
+    if not statistics.is_file():
+        return peak_memory_bytes(device)
+    return int(statistics.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def available_memory_bytes(device: torch.device) -> int:
+    """What this process could hold at most: the device's memory, or the machine's or container's."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for path in CGROUP_LIMITS:
+        text = path.read_text().strip() if path.is_file() else "max"
+        limits += [int(text)] if text.isdigit() else []
+    return min(limits)
+
+
+def largest_step_bytes(workshop: Workshop, policy: Policy, held: int) -> int:
+    """Memory of a step in which every completion has `max_completion_tokens`; an estimate from shapes.
+
+    `held`: memory in use before the first step, weights included. To it come the keys and values of all
+    slots, and, whichever is more, the logits of all slots in the sampler, or an update's micro-batch;
+    beside these the optimizer's tensors and, on a CPU in float32, weights laid out for the backward pass.
+    """
+    job, base = workshop.job, workshop.base
+    rollout = job.engine.rollout
+    longest = max(len(prompt.token_ids) for prompt in workshop.train_prompts)
+    row_tokens = longest + rollout.max_completion_tokens
+    key_values = rollout.slots * row_tokens * kv_bytes_per_token(base.config, base.dtype)
+    logits = 3 * rollout.slots * policy.head.weight.shape[0] * torch.float32.itemsize
+    adapter = sum(parameter.nbytes for parameter in policy.parameters().values())
+    return (
+        held
+        + key_values
+        + max(logits, _micro_batch_bytes(job, base, longest, row_tokens))
+        + OPTIMIZER_COPIES * adapter
+        + _backward_weight_bytes(policy)
+    )
+
+
+def _micro_batch_bytes(
+    job: ResolvedJob, base: PreTrainedModel, longest_prompt: int, row_tokens: int
+) -> int:
+    """Activations of the largest micro-batch; with checkpointing, inputs of all layers and one layer's rest."""
+    hyperparameters, rollout = job.hyperparameters, job.engine.rollout
+    group_tokens = longest_prompt + rollout.group_size * rollout.max_completion_tokens
+    step_tokens = hyperparameters.batch_size * group_tokens
+    num_tokens = min(step_tokens, max(row_tokens, job.engine.training.token_budget))
+    per_token = activation_bytes_per_token(base.config, base.dtype)
+    if job.engine.training.gradient_checkpointing:
+        config = base.config.get_text_config()
+        layers = config.num_hidden_layers
+        per_token = per_token // layers + layers * config.hidden_size * base.dtype.itemsize
+    return int(num_tokens * per_token)
+
+
+def _backward_weight_bytes(policy: Policy) -> int:
+    """The merged copy's second layout of each layer's matrices, made when a gradient first asks for it."""
+    if not policy.merges_exactly or policy.has_dropout or policy.device.type != "cpu":
+        return 0
+    embeddings = {policy.base.get_input_embeddings().weight, policy.head.weight}
+    matrices = [p for p in policy.base.parameters() if p.ndim == 2 and not p.requires_grad]
+    return sum(matrix.nbytes for matrix in matrices if not any(matrix is e for e in embeddings))

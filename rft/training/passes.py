@@ -1,0 +1,117 @@
+"""The model's passes over groups in micro-batches, shared among the ranks, in as much memory as there is."""
+
+import gc
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from enum import Enum, auto
+from typing import TypeVar
+
+import torch
+
+from rft.errors import MachineError
+from rft.policy import Policy
+from rft.rollout.memory import is_out_of_memory
+from rft.sharding import is_sharded
+from rft.training.batch import Batch, TrainingGroup, cut_to_budget, micro_batches
+from rft.training.ranks import Ranks
+from rft.training.spare import num_spare_passes, spare_pass
+
+T = TypeVar("T")
+
+
+class Outcome(Enum):
+    """How a rank fared with its micro-batches."""
+
+    FITS = auto()
+    TOO_LARGE = auto()
+    """Memory ran out on several completions at once."""
+    NEVER_FITS = auto()
+    """Memory ran out on one completion alone."""
+
+
+class Passes:
+    """Micro-batches under a token budget that is halved, on all ranks together, when memory runs out."""
+
+    def __init__(self, policy: Policy, ranks: Ranks, token_budget: int, has_reference: bool):
+        self._policy = policy
+        self._ranks = ranks
+        self._are_collective = is_sharded(policy.base)
+        self._has_reference = has_reference
+        self.token_budget: int = token_budget
+        """Packed tokens of a micro-batch, the same on every rank."""
+
+    def over(
+        self,
+        groups: Sequence[TrainingGroup],
+        compute: Callable[[int, Batch], T],
+        during: Callable[[], AbstractContextManager[object]],
+    ) -> list[T]:
+        """What `compute` gives for each micro-batch, of all ranks; `during` surrounds this rank's.
+
+        Collective. When memory runs out on any rank, all throw away their gradients, halve the budget and
+        begin again, so that nothing tells the result from one that began with that budget. Raises
+        MachineError when a single completion does not fit.
+        """
+        while True:
+            outcome, results = self._attempt(groups, compute, during)
+            told = self._ranks.gather([(outcome, results)])
+            outcomes = {outcome for outcome, _ in told}
+            if outcomes == {Outcome.FITS}:
+                return [result for _, results in told for result in results]
+            self._release()
+            if Outcome.NEVER_FITS in outcomes or self.token_budget == 1:
+                raise MachineError(
+                    "memory does not suffice to train on a single completion with its prompt",
+                    where="engine.training",
+                    remedy="set engine.training.gradient_checkpointing=true, or take a smaller "
+                    "engine.rollout.max_completion_tokens, or engine.model.quantization",
+                )
+            self.token_budget //= 2
+
+    def micro_batches(self, groups: Sequence[TrainingGroup]) -> list[Batch]:
+        """This rank's: groups, or parts of large ones, dealt so that all ranks have about as many tokens."""
+        parts = cut_to_budget(groups, self.token_budget)
+        mine = self._ranks.share_by_cost(parts, [part.num_input_tokens for part in parts])
+        return micro_batches(mine, self.token_budget, self._policy.device)
+
+    def _attempt(
+        self,
+        groups: Sequence[TrainingGroup],
+        compute: Callable[[int, Batch], T],
+        during: Callable[[], AbstractContextManager[object]],
+    ) -> tuple[Outcome, list[T]]:
+        """This rank's micro-batches, until memory runs out.
+
+        Unless they share a base, no rank waits for another in here, so one that fails leaves none behind.
+        """
+        results: list[T] = []
+        num_completions = 0
+        try:
+            with during():
+                batches = self.micro_batches(groups)
+                num_spare = num_spare_passes(self._policy, self._ranks, len(batches))
+                for index, batch in enumerate(batches):
+                    num_completions = len(batch.advantages)
+                    results.append(compute(index, batch))
+                for _ in range(num_spare):
+                    spare_pass(self._policy, self._has_reference)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            if self._are_collective:
+                raise MachineError(
+                    f"memory ran out on micro-batches of {self.token_budget} tokens, and ranks that share "
+                    "one base cannot begin again",
+                    where="engine.training.token_budget",
+                    remedy="halve it, and go on with --resume",
+                ) from error
+            return (Outcome.NEVER_FITS if num_completions == 1 else Outcome.TOO_LARGE), []
+        return Outcome.FITS, results
+
+    def _release(self) -> None:
+        """Give back what an attempt that ran out of memory left."""
+        for parameter in self._policy.parameters().values():
+            parameter.grad = None
+        gc.collect()
+        if self._policy.device.type == "cuda":
+            torch.cuda.empty_cache()

@@ -1,0 +1,126 @@
+"""What a step needs: estimates from shapes against what torch really keeps."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from made import FACTS, JOB, make_prompt
+from torch import Tensor
+
+from rft.job import ModelSettings, parse_job, resolve_job
+from rft.models import ModelSource, find_model, load_model
+from rft.packing import TokenGroup, pack
+from rft.policy import LoraShape, Policy, new_policy
+from rft.training.memory import (
+    available_memory_bytes,
+    held_memory_bytes,
+    largest_step_bytes,
+    peak_memory_bytes,
+)
+from rft.training.setup import Workshop, activation_bytes_per_token, kv_bytes_per_token
+from tests.tiny import tiny_model, tiny_tokenizer
+
+CPU = torch.device("cpu")
+SOURCE = ModelSource("tiny", Path("/nowhere"), None, "tiny")
+WIDE = {"hidden_size": 192, "intermediate_size": 512, "head_dim": 48, "num_hidden_layers": 4}
+
+
+def kept_for_backward(policy: Policy, num_completions: int) -> tuple[int, int]:
+    """Bytes that a pass leaves for its backward pass, weights apart, and its packed tokens."""
+    models = [policy.base, policy.merged.model] if policy.merges_exactly else [policy.base]
+    weights = {t.data_ptr() for m in models for t in (*m.parameters(), *m.buffers())}
+    kept: dict[int, tuple[int, Tensor]] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = (storage.nbytes(), tensor)
+        return tensor
+
+    completions = tuple(tuple(range(4, 44)) for _ in range(num_completions))
+    batch = pack([TokenGroup(tuple(range(5, 25)), completions)], CPU)
+    with policy.updating(), torch.autograd.graph.saved_tensors_hooks(keep, lambda kept: kept):
+        policy.score(batch, 1.0)
+    return sum(num_bytes for num_bytes, _ in kept.values()), batch.input_ids.numel()
+
+
+def measured_per_token(policy: Policy) -> float:
+    """What each further token adds."""
+    (small, num_small), (large, num_large) = (kept_for_backward(policy, n) for n in (3, 9))
+    return (large - small) / (num_large - num_small)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "mistral sliding", "gemma"])
+def test_activations_of_a_token_are_estimated_from_shapes(family: str, dtype: torch.dtype) -> None:
+    base = tiny_model(family, **WIDE).to(dtype)
+    policy = new_policy(base, LoraShape(rank=4, alpha=8), 0)
+    estimate = activation_bytes_per_token(base.config, dtype)
+    assert 0.85 < estimate / measured_per_token(policy) < 1.3
+
+
+@pytest.mark.model
+def test_activations_of_the_built_in_model(tmp_path: Path) -> None:
+    source = find_model("smollm2-135m-instruct", runs_folder=tmp_path)
+    base = load_model(source, ModelSettings(), "float32", "cpu")
+    estimate = activation_bytes_per_token(base.config, torch.float32)
+    assert estimate == 1_428_480
+    assert 0.85 < estimate / measured_per_token(new_policy(base, LoraShape(), 0)) < 1.3
+
+
+def test_checkpointing_keeps_a_fraction() -> None:
+    base = tiny_model(**WIDE)
+    policy = new_policy(base, LoraShape(rank=4, alpha=8), 0, gradient_checkpointing=True)
+    policy.merged  # noqa: B018  the layers that are checkpointed exist before the pass begins
+    estimate = activation_bytes_per_token(base.config, torch.float32)
+    assert measured_per_token(policy) < 0.3 * estimate
+
+
+def workshop_of(*overrides: str) -> tuple[Workshop, Policy]:
+    base = tiny_model(**WIDE)
+    job = parse_job(JOB, name="job.yaml", folder=Path("/jobs"), overrides=overrides)
+    facts = replace(
+        FACTS,
+        kv_bytes_per_token=kv_bytes_per_token(base.config, base.dtype),
+        activation_bytes_per_token=activation_bytes_per_token(base.config, base.dtype),
+    )
+    prompts = tuple(make_prompt(row, tuple(range(10, 20 + row))) for row in range(3))
+    workshop = Workshop(
+        resolve_job(job, facts), SOURCE, tiny_tokenizer(), base, (2,), prompts, prompts[:1]
+    )
+    return workshop, new_policy(base, LoraShape(rank=4, alpha=8), 0)
+
+
+def test_the_largest_step_by_hand() -> None:
+    """12 prompt and 8 completion tokens; the step has 2 · (12 + 2 · 8) = 56 tokens in one micro-batch."""
+    workshop, policy = workshop_of("engine.rollout.slots=4")
+    kv = 4 * 20 * (2 * 4 * 96 * 4)  # slots · tokens · (2 · layers · width · float32)
+    per_token = 4 * 4 * (5 * 192 + 3 * 192 + 6 * 96 + 4 * 512)
+    adapter = sum(parameter.numel() for parameter in policy.parameters().values()) * 4
+    linear = 4 * 4 * (2 * 192 * 192 + 2 * 192 * 96 + 3 * 192 * 512)
+    expected = 1000 + kv + 56 * per_token + 4 * adapter + linear
+    assert largest_step_bytes(workshop, policy, held=1000) == expected
+
+
+def test_a_smaller_budget_or_checkpointing_makes_the_largest_step_smaller() -> None:
+    keys = ("engine.training.token_budget=1", "engine.training.gradient_checkpointing=true")
+    sizes = [
+        largest_step_bytes(*workshop_of(*overrides), held=0) for overrides in ((), keys[:1], keys)
+    ]
+    assert sizes[0] > sizes[1] > sizes[2]
+    # one row of 20 tokens is the least
+    workshop, _ = workshop_of(keys[0])
+    per_token = activation_bytes_per_token(workshop.base.config, torch.float32)
+    assert sizes[0] - sizes[1] == (56 - 20) * per_token
+
+
+def test_memory_of_this_machine() -> None:
+    held, peak, there = (
+        measure(CPU) for measure in (held_memory_bytes, peak_memory_bytes, available_memory_bytes)
+    )
+    assert 50_000_000 < held <= peak < there
+    block = torch.ones(30_000_000)
+    assert held_memory_bytes(CPU) - held > 100_000_000
+    assert peak_memory_bytes(CPU) >= held_memory_bytes(CPU) - 2**20
+    del block
