@@ -43,14 +43,15 @@ def use_lean_layers(model: PreTrainedModel) -> bool:
     if None in lean:
         return False
     decoder.layers = nn.ModuleList(layer for layer in lean if layer is not None)
+    is_same = False
     try:
-        error = (_probe(model, watch) - expected).norm() / expected.norm()
-    except (RuntimeError, TypeError, ValueError):  # shapes that the pattern does not have
-        error = torch.tensor(float("inf"))
-    if not error <= WORST_ERROR:
-        decoder.layers = nn.ModuleList(plain)
-        return False
-    return True
+        is_same = bool((_probe(model, watch) - expected).norm() <= WORST_ERROR * expected.norm())
+    except (AttributeError, RuntimeError, TypeError, ValueError):
+        pass  # the layers do or hold what the pattern does not have
+    finally:
+        if not is_same:
+            decoder.layers = nn.ModuleList(plain)
+    return is_same
 
 
 class LeanLayer(GradientCheckpointingLayer):  # type: ignore[misc]
@@ -218,7 +219,9 @@ def _probe(model: PreTrainedModel, layout: Layout) -> Float[Tensor, "1 Q E"]:
     embeddings = model.get_input_embeddings().weight
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(len(embeddings), (1, PROBE_TOKENS), generator=generator)
-    positions = torch.arange(PROBE_TOKENS, device=embeddings.device)[None]
+    # over all that the model was made for: some scale by position from a certain one on
+    last = getattr(model.config.get_text_config(), "max_position_embeddings", PROBE_TOKENS) - 1
+    positions = torch.linspace(0, last, PROBE_TOKENS, device=embeddings.device).long()[None]
     decoder = model.get_decoder()
     output = decoder(
         input_ids=ids.to(embeddings.device), position_ids=positions, use_cache=False, layout=layout

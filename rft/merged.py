@@ -55,8 +55,11 @@ class MergedModel:
             if product.is_stale:
                 product.refresh()
 
-    def require_fresh(self) -> None:
-        """Raise JobFailedError when A or B changed since the last `refresh`: results would be stale."""
+    def begin_pass(self) -> None:
+        """To be called before the model is. Raises JobFailedError when A or B changed since the last
+        `refresh`: results would be stale."""
+        for product in self._products:
+            product.forget()
         if any(product.is_stale for product in self._products):
             raise JobFailedError(
                 "the merged weights are older than the adapter",

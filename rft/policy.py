@@ -119,6 +119,11 @@ class Policy:
         return is_whole and self.base.get_input_embeddings().weight.dtype == torch.float32
 
     @property
+    def uses_merged(self) -> bool:
+        """Whether sampler and trainer run `merged` in place of the base with its adapter."""
+        return self.merges_exactly and self.why_unpacked is None
+
+    @property
     def merged(self) -> MergedModel:
         """Base and adapter in one set of matrices, as of the last `refresh`; where it `merges_exactly`."""
         if self._merged is None:
@@ -161,9 +166,9 @@ class Policy:
 
     def _scored_model(self) -> PreTrainedModel:
         """The merged copy where it says the same as base and adapter, in half the time."""
-        if self._is_bare or self.has_dropout or not self.merges_exactly:
+        if self._is_bare or self.has_dropout or not self.uses_merged:
             return self.base
-        self.merged.require_fresh()
+        self.merged.begin_pass()
         return self.merged.model
 
     @torch.no_grad()
@@ -171,16 +176,17 @@ class Policy:
         """The same under the model the job started from, without dropout."""
         switched = [module for module in self.model.modules() if module.training]
         self.model.eval()
-        with self._as_reference():
-            logprobs = self.score(batch, temperature).logprobs
-        for module in switched:
-            module.training = True
-        return logprobs
+        try:
+            with self._as_reference():
+                return self.score(batch, temperature).logprobs
+        finally:
+            for module in switched:
+                module.training = True
 
     @property
     def has_dropout(self) -> bool:
         """Whether the adapter drops inputs in training, so that trainer and sampler differ by design."""
-        return any(module.p > 0 for module in self._adapter_dropouts())
+        return any(module.p > 0 for module in self._adapter_dropouts)
 
     @contextmanager
     def updating(self) -> Iterator[None]:
@@ -189,10 +195,10 @@ class Policy:
         The base never enters training mode: its own dropout, router noise and the like would make the
         trainer see another policy than the sampler drew from.
         """
-        models = [self.base, self.merged.model] if self.merges_exactly else [self.base]
+        models = [self.base, self.merged.model] if self.uses_merged else [self.base]
         layers = (module for model in models for module in model.modules())
         checkpointed = [layer for layer in layers if isinstance(layer, GradientCheckpointingLayer)]
-        switched = [*self._adapter_dropouts(), *checkpointed]
+        switched = [*self._adapter_dropouts, *checkpointed]
         for module in switched:
             module.training = True
         try:
@@ -201,6 +207,7 @@ class Policy:
             for module in switched:
                 module.training = False
 
+    @functools.cached_property
     def _adapter_dropouts(self) -> list[torch.nn.Dropout]:
         return [
             module
@@ -372,7 +379,8 @@ def _initialise(model: PeftModel, seed: int) -> None:
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
         bound = 1 / math.sqrt(parameter.shape[1])
         values = torch.rand(parameter.shape, generator=generator) * 2 * bound - bound
-        parameter.data.copy_(values)
+        with torch.no_grad():
+            parameter.copy_(values)
 
 
 def _sorted_lists(config: dict[str, Any]) -> dict[str, Any]:

@@ -83,6 +83,10 @@ class SharedProduct:
             self._reading = None
         return outputs[index]
 
+    def forget(self) -> None:
+        """Drop what a pass that did not end has computed for layers that never asked."""
+        self._reading = None
+
     def transposed_product(self, y: Float[Tensor, "N O"]) -> Float[Tensor, "N I"]:
         """y W without the adapter; its layout of W is made when a gradient first asks for it."""
         if self._transposed is None:
@@ -90,7 +94,7 @@ class SharedProduct:
         return self._transposed(y)
 
     def _versions(self) -> list[int]:
-        """Counters that torch advances whenever an A or B is written to."""
+        """Counters that torch advances whenever an A or B is written to, but not through `.data`."""
         pairs = (pair for m in self.members for pair in (m.lora_a, m.lora_b) if pair is not None)
         return [parameter._version for parameter in pairs]
 

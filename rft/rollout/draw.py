@@ -79,7 +79,8 @@ def inverse_cdf(
     points = torch.minimum(uniforms.to(total.dtype)[:, None] * total, below_total)
     if cumulative.is_cuda:
         return ((cumulative > points) & (probabilities > 0)).int().argmax(-1)
-    return torch.searchsorted(cumulative, points, right=True)[:, 0]
+    found = torch.searchsorted(cumulative, points, right=True)[:, 0]
+    return found.clamp_(max=probabilities.shape[1] - 1)  # beyond it only where they are no numbers
 
 
 def nucleus_mask(probabilities: Float[Tensor, "B V"], top_p: float) -> Bool[Tensor, "B V"]:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from rft.attention import AttentionKind
 from rft.head import Head
 from rft.linear import Product
 from rft.rollout.slots import LENGTH_BUCKET, grouped_attention
@@ -91,24 +92,26 @@ def _attention_is_invariant(config: PretrainedConfig, counts: range) -> bool:
     generator = torch.Generator().manual_seed(0)
 
     def noise(*shape: int) -> Tensor:
-        return torch.randn(counts[-1], num_kv_heads, *shape, generator=generator)
+        return torch.randn(counts[-1] * num_kv_heads, *shape, generator=generator)
 
     capacity = EXAMINED_BUCKETS * LENGTH_BUCKET
     query = noise(num_heads // num_kv_heads, width)
     keys, values = noise(capacity, width), noise(capacity, width)
     seen = torch.arange(capacity) < LENGTH_BUCKET // 2
-    bias = torch.zeros(counts[-1], 1, 1, capacity).masked_fill(~seen, float("-inf"))
+    bias = torch.zeros(len(query), 1, capacity).masked_fill(~seen, float("-inf"))
+    kind = AttentionKind(0, width**-0.5, None, None)
 
     def attend(rows: int, length: int) -> Tensor:
-        seen_keys, seen_values = (tensor[:rows, :, :length] for tensor in (keys, values))
+        rows *= num_kv_heads
+        seen_keys, seen_values = (tensor[:rows, :length] for tensor in (keys, values))
         return grouped_attention(
-            query[:rows], seen_keys, seen_values, bias[:rows, ..., :length], None
+            query[:rows], seen_keys, seen_values, bias[:rows, :, :length], kind
         )
 
     full = attend(counts[-1], capacity)
     lengths = [*range(LENGTH_BUCKET, capacity // 4 + 1, LENGTH_BUCKET), capacity // 2, capacity]
     sizes = [(rows, length) for rows in (counts[0], counts[-1]) for length in lengths]
-    return all(torch.equal(attend(*size), full[: size[0]]) for size in sizes)
+    return all(torch.equal(attend(*size), full[: size[0] * num_kv_heads]) for size in sizes)
 
 
 Layer = tuple[Callable[[Tensor], Tensor], int]
@@ -120,7 +123,7 @@ def _distinct_layers(model: PreTrainedModel, products: Sequence[Product]) -> Ite
     found: dict[tuple[object, ...], Layer] = {}
     for product in products:
         found[Product, product.shape] = product, product.shape[1]
-    for module in model.modules():
+    for module in model.get_decoder().modules():
         if isinstance(module, nn.Linear):
             found[nn.Linear, tuple(module.weight.shape)] = module, module.in_features
         elif isinstance(module, Conv1D):

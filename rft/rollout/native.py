@@ -72,7 +72,7 @@ class NativeSampler:
         self._transcriber = transcriber
         self._model: PreTrainedModel = policy.base
         self._products: Sequence[Product] = ()
-        if policy.merges_exactly:
+        if policy.uses_merged:
             self._model, self._products = policy.merged.model, policy.merged.products
         self.invariance: RowInvariance = row_invariance(
             self._model, policy.head, num_slots, self._products
@@ -124,7 +124,7 @@ class NativeSampler:
         self, requests: Sequence[SampleRequest], settings: SamplingSettings
     ) -> Iterator[Sampled]:
         if self.is_exact:
-            self._policy.merged.require_fresh()
+            self._policy.merged.begin_pass()
         longest = max((len(request.prompt_ids) for request in requests), default=0)
         slots = self._slots_for(longest + settings.max_tokens)
         waiting = deque(range(len(requests)))
@@ -200,8 +200,8 @@ class NativeSampler:
                 input_ids.to(device), positions[None].long().to(device), PromptPass(prefills)
             )
             logits = self._logits(hidden[0, (lengths.cumsum(0) - 1).to(device)])
-        if not logits.isfinite().all():
-            raise _not_finite()
+            if not logits.isfinite().all():
+                raise _not_finite()
         return [
             (
                 _Live(index, sample, _uniforms_of(request, sample, settings), prefill.length),

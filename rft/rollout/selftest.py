@@ -1,5 +1,8 @@
 """Before a run: does the sampler agree with the model's own plain forward pass?"""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -16,14 +19,23 @@ TOLERANCE = 1e-3
 ROUNDED_TOLERANCE = 0.5
 """The same for half precision and quantised models."""
 
+MOVED_B = 0.02
+"""Standard deviation that B takes on for the check: at B = 0 nobody would see an adapter ignored."""
+
 
 @torch.no_grad()
 def check_sampler(sampler: Sampler, policy: Policy, num_tokens: int = 3) -> None:
     """Score sampled and fixed tokens with the model's own attention, each row alone and uncached, and compare
-    with what the sampler recorded, `num_tokens` a row, and with the training pass.
+    with what the sampler recorded, `num_tokens` a row, and with the training pass. For the time of the check the
+    adapter has other weights.
 
     Raises ModelError when they disagree: the family is then one that this sampler does not serve.
     """
+    with _moved_adapter(policy, sampler):
+        _check(sampler, policy, num_tokens)
+
+
+def _check(sampler: Sampler, policy: Policy, num_tokens: int) -> None:
     vocabulary = policy.base.config.get_text_config().vocab_size
     prompts = [tuple((7 * i + 3) % vocabulary for i in range(n)) for n in (5, 11)]
     requests = [
@@ -40,6 +52,25 @@ def check_sampler(sampler: Sampler, policy: Policy, num_tokens: int = 3) -> None
     scored = policy.score(pack(groups, policy.device), 1.0).logprobs.cpu()
     trained = [row[: len(ids)] for row, (_, ids) in zip(scored, fixed, strict=True)]
     _compare("the training pass", trained, _plain_logprobs(policy, fixed), policy, tolerance)
+
+
+@contextmanager
+def _moved_adapter(policy: Policy, sampler: Sampler) -> Iterator[None]:
+    """Random B in place of the policy's own, which come back bit for bit."""
+    parameters = {name: p for name, p in policy.parameters().items() if ".lora_B." in name}
+    kept = {name: parameter.clone() for name, parameter in parameters.items()}
+    generator = torch.Generator().manual_seed(0)
+    try:
+        for parameter in parameters.values():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * MOVED_B)
+        policy.refresh()
+        sampler.refresh()
+        yield
+    finally:
+        for name, parameter in parameters.items():
+            parameter.copy_(kept[name])
+        policy.refresh()
+        sampler.refresh()
 
 
 def _compare(
@@ -62,10 +93,8 @@ def _plain_logprobs(
         for prompt_ids, completion_ids in rows:
             token_ids = torch.tensor([prompt_ids + completion_ids], device=policy.device)
             seen = torch.ones_like(token_ids)
-            logits = policy.base(input_ids=token_ids, attention_mask=seen, use_cache=False).logits[
-                0
-            ]
-            predicting = logits[len(prompt_ids) - 1 : -1].float().log_softmax(-1)
+            logits = policy.base(input_ids=token_ids, attention_mask=seen, use_cache=False).logits
+            predicting = logits[0, len(prompt_ids) - 1 : -1].float().log_softmax(-1)
             targets = torch.tensor(completion_ids, device=policy.device)[:, None]
             logprobs.append(predicting.gather(1, targets)[:, 0].cpu())
     return logprobs

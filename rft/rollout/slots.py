@@ -6,7 +6,7 @@ S slots, K key-value heads, R query heads per key-value head, D head width, P pr
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from rft.attention import AttentionKind, causal_visibility, masked_attention
@@ -35,8 +35,9 @@ class PromptPass:
         outputs, start = [], 0
         for prompt in self._prompts:
             part = slice(start, start + prompt.length)
-            prompt.keys[kind.layer] = key[0, :, part]
-            prompt.values[kind.layer] = value[0, :, part]
+            # copies: views would keep the queries and the other prompts of the pass alive
+            prompt.keys[kind.layer] = key[0, :, part].clone()
+            prompt.values[kind.layer] = value[0, :, part].clone()
             visible = None
             if kind.sliding_window is not None and prompt.length > kind.sliding_window:
                 visible = causal_visibility(prompt.length, 0, kind.sliding_window, query.device)
@@ -59,11 +60,11 @@ class Slots:
         self.capacity = -(-capacity // LENGTH_BUCKET) * LENGTH_BUCKET
         self.keys: dict[int, Float[Tensor, "S K C D"]] = {}
         self.values: dict[int, Float[Tensor, "S K C D"]] = {}
-        self._rows = torch.arange(num_slots, device=device)
         self._offsets = torch.arange(self.capacity, device=device)
         self._positions = torch.zeros(0, dtype=torch.long, device=device)
         self._length = 0
-        self._bias: dict[int | None, Tensor] = {}
+        self._places: dict[int, Tensor] = {}
+        self._bias: dict[tuple[int | None, int], Tensor] = {}
 
     def fill(self, slot: int, prefill: Prefill) -> None:
         """Copy a prompt's keys and values into a slot."""
@@ -84,40 +85,63 @@ class Slots:
         """Rows 0…B−1 are about to append at `positions`; `longest` is the largest of them."""
         self._positions = positions
         self._length = -(-(longest + 1) // LENGTH_BUCKET) * LENGTH_BUCKET
+        self._places = {}
         self._bias = {}
 
     def attend(self, kind: AttentionKind, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         num_rows, num_heads, _, width = query.shape
         keys, values = self.keys[kind.layer], self.values[kind.layer]
-        keys[self._rows[:num_rows], :, self._positions] = key[:, :, 0]
-        values[self._rows[:num_rows], :, self._positions] = value[:, :, 0]
-        seen_keys, seen_values = (store[:num_rows, :, : self._length] for store in (keys, values))
-        grouped = (query * kind.scaling).view(num_rows, seen_keys.shape[1], -1, width)
-        bias = self._visibility_bias(kind.sliding_window)
-        output = grouped_attention(grouped, seen_keys, seen_values, bias, kind.softcap)
+        num_kv_heads = keys.shape[1]
+        places = self._places_of(num_kv_heads)
+        for store, new in ((keys, key), (values, value)):
+            store.view(-1, store.shape[-1]).index_copy_(0, places, new.flatten(0, 2))
+        seen_keys, seen_values = (
+            store[:num_rows, :, : self._length].flatten(0, 1) for store in (keys, values)
+        )
+        output = grouped_attention(
+            query.reshape(num_rows * num_kv_heads, -1, width),
+            seen_keys,
+            seen_values,
+            self._visibility_bias(kind.sliding_window, num_kv_heads),
+            kind,
+        )
         return output.view(num_rows, num_heads, 1, -1)
 
-    def _visibility_bias(self, window: int | None) -> Float[Tensor, "B 1 1 length"]:
-        if window not in self._bias:
+    def _places_of(self, num_kv_heads: int) -> Int[Tensor, " BK"]:
+        """Where in a layer's memory, taken as rows of one token and head, this step's tokens go."""
+        if num_kv_heads not in self._places:
+            rows = torch.arange(len(self._positions) * num_kv_heads, device=self._positions.device)
+            positions = self._positions.repeat_interleave(num_kv_heads)
+            self._places[num_kv_heads] = rows * self.capacity + positions
+        return self._places[num_kv_heads]
+
+    def _visibility_bias(
+        self, window: int | None, num_kv_heads: int
+    ) -> Float[Tensor, "BK 1 length"]:
+        if (window, num_kv_heads) not in self._bias:
             offsets, positions = self._offsets[None, : self._length], self._positions[:, None]
             visible = offsets <= positions
             if window is not None:
                 visible &= offsets > positions - window
             bias = torch.zeros(visible.shape, device=visible.device)
-            self._bias[window] = bias.masked_fill(~visible, float("-inf"))[:, None, None]
-        return self._bias[window]
+            bias = bias.masked_fill(~visible, float("-inf")).repeat_interleave(num_kv_heads, dim=0)
+            self._bias[window, num_kv_heads] = bias[:, None]
+        return self._bias[window, num_kv_heads]
 
 
 def grouped_attention(
-    query: Float[Tensor, "B K R D"],
-    keys: Float[Tensor, "B K L D"],
-    values: Float[Tensor, "B K L W"],
-    bias: Float[Tensor, "B 1 1 L"],
-    softcap: float | None,
-) -> Float[Tensor, "B K R W"]:
+    query: Float[Tensor, "BK R D"],
+    keys: Float[Tensor, "BK L D"],
+    values: Float[Tensor, "BK L W"],
+    bias: Float[Tensor, "BK 1 L"],
+    kind: AttentionKind,
+) -> Float[Tensor, "BK R W"]:
     """One query token per row against its slot, without repeating keys for the heads that share them."""
-    scores = query @ keys.transpose(-1, -2)  # (B, K, R, L)
-    if softcap is not None:
-        scores = softcap * torch.tanh(scores / softcap)
-    weights = (scores.float() + bias).softmax(-1).to(values.dtype)
-    return weights @ values
+    if kind.softcap is None and query.dtype == bias.dtype:
+        scores = torch.baddbmm(bias, query, keys.transpose(1, 2), alpha=kind.scaling)
+    else:
+        scores = (query * kind.scaling) @ keys.transpose(1, 2)  # (B · K, R, L)
+        if kind.softcap is not None:
+            scores = kind.softcap * torch.tanh(scores / kind.softcap)
+        scores = scores.float() + bias
+    return scores.softmax(-1).to(values.dtype) @ values

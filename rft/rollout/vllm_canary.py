@@ -61,6 +61,7 @@ def trainer_logprobs(policy: Policy, pairs: Pairs) -> Logprobs:
     """What the trainer's own pass says at temperature 1; every rank must call it."""
     completions = tuple((candidate,) for candidate in pairs.candidates)
     groups = [TokenGroup(prompt, completions) for prompt in pairs.prompts]
+    policy.refresh()
     scored: Float[torch.Tensor, "B 1"] = policy.score(pack(groups, policy.device), 1.0).logprobs
     return np.asarray(scored[:, 0].double().cpu().numpy())
 

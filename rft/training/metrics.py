@@ -74,13 +74,15 @@ def evaluation_metrics(evaluation: Evaluation, pass_threshold: float) -> dict[st
 
 def sampler_timing(spent: Mapping[str, float]) -> dict[str, float | None]:
     """Seconds and tokens/s of prefill and decode, as `Sampler.spent` counts them."""
-    timing: dict[str, float | None] = {}
-    for stage in ("prefill", "decode"):
-        if stage in spent:
-            timing[f"timing/{stage}"] = spent[stage]
-            num_tokens = spent[f"{stage}_tokens"]
-            timing[f"timing/{stage}_tokens_per_second"] = _per_second(num_tokens, spent[stage])
-    return timing
+    if not spent:
+        return {}
+    prefill, decode = spent.get("prefill", 0.0), spent.get("decode", 0.0)
+    return {
+        "timing/prefill": prefill,
+        "timing/prefill_tokens_per_second": _per_second(spent.get("prefill_tokens", 0), prefill),
+        "timing/decode": decode,
+        "timing/decode_tokens_per_second": _per_second(spent.get("decode_tokens", 0), decode),
+    }
 
 
 def metric_tree(

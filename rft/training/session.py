@@ -354,8 +354,16 @@ class Session:
 
     def _sized(self, progress: Progress) -> Progress:
         """The progress with what want of memory may have halved."""
-        slots = num_slots(self._sampler)
-        return replace(progress, token_budget=self._updater.passes.token_budget, slots=slots)
+        settings, budget, slots = (
+            self.job.engine,
+            self._updater.passes.token_budget,
+            num_slots(self._sampler),
+        )
+        return replace(
+            progress,
+            token_budget=budget if budget < settings.training.token_budget else None,
+            slots=slots if slots is not None and slots < settings.rollout.slots else None,
+        )
 
     def _stay_small(self, progress: Progress) -> None:
         """Go on with what the run had halved, or less if the job now asks for less."""

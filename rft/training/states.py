@@ -37,7 +37,7 @@ class Progress:
     watch: Mapping[str, float]
     """What the warnings remember."""
     token_budget: int | None = None
-    """Packed tokens of a micro-batch, which want of memory may have halved; None: as the job has it."""
+    """Packed tokens of a micro-batch where want of memory has halved them; None: as the job has it."""
     slots: int | None = None
     """Completions that the first rank samples side by side, likewise."""
 
@@ -96,9 +96,9 @@ def smaller_sizes(before: Progress, now: Progress) -> list[str]:
         ("the sampler now has", "slots", before.slots, now.slots),
     )
     return [
-        f"memory ran out: {what} {after} {unit} instead of {earlier}, and the work was done again"
+        f"memory ran out: {what} {after} {unit}, and the work was done again"
         for what, unit, earlier, after in sizes
-        if earlier is not None and after is not None and after < earlier
+        if after is not None and (earlier is None or after < earlier)
     ]
 
 

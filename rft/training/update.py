@@ -118,7 +118,6 @@ class Updater:
         if sums.num_tokens > 0 and is_finite:
             set_learning_rate(self.optimizer, rate)
             self.optimizer.step()
-            self._policy.refresh()
         self.optimizer.zero_grad(set_to_none=True)
         changes = [(p.detach() - old).norm() for p, old in zip(parameters, before, strict=True)]
         return Update(sums, norm, float(torch.stack(changes).norm()), rate, not is_finite)
@@ -131,6 +130,7 @@ class Updater:
         Groups without signal have a zero gradient and are not computed (they stay in the counts),
         unless the KL term is on.
         """
+        self._policy.refresh()
         counts = update_counts(groups)
         needed = [g for g in groups if g.has_signal or self._settings.kl_coefficient > 0]
 

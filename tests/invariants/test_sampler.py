@@ -3,14 +3,16 @@
 import pytest
 import torch
 
+from rft.errors import ModelError
 from rft.packing import TokenGroup, pack
-from rft.policy import Policy
+from rft.policy import LoraShape, Policy, new_policy
+from rft.products import Member
 from rft.rollout.native import NativeSampler
 from rft.rollout.randomness import Purpose
 from rft.rollout.sampler import Sampled, SampleRequest, SamplingSettings
 from rft.rollout.selftest import check_sampler
 from rft.rollout.transcribe import Transcriber
-from tests.tiny import FAMILIES, tiny_policy, tiny_tokenizer
+from tests.tiny import FAMILIES, tiny_model, tiny_policy, tiny_tokenizer
 
 PROMPT_LENGTHS = (5, 17, 9, 30, 3)
 GROUP_SIZE = 4
@@ -143,18 +145,19 @@ def test_an_end_token_ends_and_is_part_of_the_completion() -> None:
     assert {c.finish_reason for c in sampled} == {"stop", "length"}
 
 
-def test_the_start_up_check_refuses_a_sampler_that_ignores_the_adapter() -> None:
-    from rft.errors import ModelError
-
-    policy = tiny_policy()
-    sampler = sampler_of(policy)
-    for name, parameter in policy.parameters().items():
-        if ".lora_B." in name:
-            parameter.data.mul_(-1)  # no counter advances, so nothing knows of it
-    with pytest.raises(ModelError, match="disagree"):
+def test_the_start_up_check_refuses_a_sampler_that_ignores_the_adapter(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of a new job's adapter too, whose B is zero, and which comes back as it was."""
+    new = new_policy(tiny_model(), LoraShape(rank=4, alpha=8), 0)
+    for policy in (tiny_policy(), new):
+        before = {name: parameter.clone() for name, parameter in policy.parameters().items()}
+        sampler = sampler_of(policy)
         check_sampler(sampler, policy)
-    for parameter in policy.parameters().values():
-        with torch.no_grad():
-            parameter.mul_(1)
-    sampler.refresh()
-    check_sampler(sampler, policy)
+        with monkeypatch.context() as patch:
+            patch.setattr(Member, "merged", lambda self: self.weight)
+            with pytest.raises(ModelError, match="disagree"):
+                check_sampler(sampler, policy)
+        for name, parameter in policy.parameters().items():
+            assert torch.equal(parameter, before[name])
+    check_sampler(sampler, new)

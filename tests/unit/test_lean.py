@@ -90,6 +90,20 @@ def test_layers_that_differ_from_the_pattern_stay(monkeypatch: pytest.MonkeyPatc
     assert not policy.merged.is_lean
 
 
+@pytest.mark.parametrize("beta", [0.0, 0.5])
+def test_what_changes_with_the_position_from_some_point_on_is_seen(beta: float) -> None:
+    rope = {
+        "rope_type": "yarn",
+        "rope_theta": 10000.0,
+        "factor": 16.0,
+        "original_max_position_embeddings": 32,
+        "llama_4_scaling_beta": beta,
+    }
+    model = tiny_model("ministral3", rope_parameters=rope)
+    policy = new_policy(model, LoraShape(rank=4, alpha=8), 0)
+    assert policy.merged.is_lean == (beta == 0)
+
+
 def test_the_norm_and_its_gradient() -> None:
     x = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(5, dtype=torch.float64)

@@ -1,5 +1,7 @@
 """Products shared by layers: values, gradients, what is computed once, and staleness."""
 
+import weakref
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -87,6 +89,16 @@ def test_the_first_layer_to_read_a_tensor_computes_it_for_all(
         assert torch.allclose(layers[1](second), plain(second, parts[1]), atol=1e-5)
         assert torch.allclose(layers[1](second), plain(second, parts[1]), atol=1e-5)
         assert torch.allclose(layers[2](first), plain(first, parts[2]), atol=1e-5)
+
+
+def test_a_pass_that_broke_off_keeps_nothing_alive_beyond_the_next() -> None:
+    policy = new_policy(tiny_model("granite"), LoraShape(rank=4, alpha=8), 0)
+    (shared, *_) = (p for p in policy.merged._products if len(p.members) > 1)
+    x = torch.randn(1, shared.product.shape[1])
+    output = weakref.ref(shared.output(x, 0))
+    assert output() is not None
+    policy.merged.begin_pass()
+    assert output() is None
 
 
 def test_a_changed_adapter_is_seen_as_stale_until_refreshed() -> None:

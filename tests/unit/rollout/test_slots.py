@@ -96,6 +96,8 @@ def test_prompts_computed_together_with_spare_rows(kind: AttentionKind) -> None:
         assert torch.equal(part, alone[0])
         assert torch.equal(prefill.keys[0], sequence[1][0])
         assert torch.equal(prefill.values[0], sequence[2][0])
+        for kept in (prefill.keys[0], prefill.values[0]):
+            assert kept.untyped_storage().nbytes() == kept.numel() * kept.element_size()
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)

@@ -150,6 +150,7 @@ def test_an_update_raises_what_scored_well(policy: Policy) -> None:
     (batch,) = micro_batches([LIVELY], 1000, CPU)
     before = policy.score(batch.packed, 1.0).logprobs.sum(-1)
     make_updater(policy).update(1, [LIVELY], None)
+    policy.refresh()
     good, bad = (policy.score(batch.packed, 1.0).logprobs.sum(-1) - before).tolist()
     assert good > 0.1 and bad < -0.1
 
