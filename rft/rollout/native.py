@@ -140,9 +140,8 @@ class NativeSampler:
             if live:
                 self._decode(live, slots, settings)
                 yield from self._retire(live, slots, requests, settings)
-        if (
-            self._policy.device.type == "cpu"
-        ):  # training needs the memory next, and new pages cost little
+        # training needs the memory next; recordings, where there are any, would have to be made again
+        if self._graphs is None:
             self._slots = None
 
     @contextmanager
