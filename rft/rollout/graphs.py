@@ -10,7 +10,7 @@ R rows of a bucket, B live rows, E hidden width, V vocabulary.
 """
 
 from collections import OrderedDict
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,6 +34,7 @@ MAX_RECORDINGS = 96
 
 MAX_RECORDING_BYTES = 2 * 2**30
 """Device memory that recordings may hold together."""
+
 
 @dataclass(frozen=True)
 class SlotStep:

@@ -7,9 +7,9 @@ import torch
 
 from rft.packing import TokenGroup, pack
 from rft.policy import LoraShape, Policy, new_policy
-from rft.rollout.graphs import CudaRecorder, Kernels, Recorder, Recording
 from rft.rollout.native import NativeSampler
 from rft.rollout.randomness import Purpose
+from rft.rollout.recorders import CudaRecorder, Kernels, Recorder, Recording
 from rft.rollout.sampler import Sampled, SampleRequest, SamplingSettings
 from rft.rollout.transcribe import Transcriber
 from tests.tiny import make_adapter_large, tiny_model, tiny_tokenizer

@@ -128,5 +128,5 @@ def test_training_that_runs_out_of_memory_halves_the_budget_and_gives_the_same_g
         found = gradient(updater)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
-    assert updater.token_budget < 1_000_000
+    assert updater.passes.token_budget < 1_000_000
     assert (found - expected).norm() / expected.norm() < 1e-3

@@ -7,13 +7,8 @@ import torch
 from torch import Tensor
 
 from rft.policy import Policy
-from rft.rollout.graphs import (
-    CudaRecorder,
-    DecodeGraphs,
-    EagerRecorder,
-    RecorderWithFallback,
-    SlotStep,
-)
+from rft.rollout.graphs import DecodeGraphs, SlotStep
+from rft.rollout.recorders import CudaRecorder, EagerRecorder, RecorderWithFallback
 from rft.rollout.sampler import SamplingSettings
 from rft.rollout.slots import Slots
 from tests.gpu.on_device import (

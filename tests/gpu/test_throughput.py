@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from rft.policy import LoraShape, Policy, new_policy
-from rft.rollout.graphs import EagerRecorder, Recorder
 from rft.rollout.native import NativeSampler
+from rft.rollout.recorders import EagerRecorder, Recorder
 from rft.rollout.sampler import SamplingSettings
 from rft.rollout.transcribe import Transcriber
 from tests.gpu.on_device import EACH_DTYPE, ON_DEVICE, CountingRecorder, requests_for

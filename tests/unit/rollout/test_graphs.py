@@ -16,19 +16,17 @@ from rft.head import Head
 from rft.policy import LoraShape, Policy, new_policy
 from rft.rollout import graphs
 from rft.rollout.draw import draw
-from rft.rollout.graphs import (
-    DecodeGraphs,
+from rft.rollout.graphs import DecodeGraphs, SlotStep, length_buckets, row_buckets
+from rft.rollout.native import NativeSampler
+from rft.rollout.randomness import Purpose
+from rft.rollout.recorders import (
     EagerRecorder,
+    EagerRecording,
     Kernels,
     Recorder,
     RecorderWithFallback,
     Recording,
-    SlotStep,
-    length_buckets,
-    row_buckets,
 )
-from rft.rollout.native import NativeSampler
-from rft.rollout.randomness import Purpose
 from rft.rollout.sampler import Sampled, SampleRequest, SamplingSettings
 from rft.rollout.slots import LENGTH_BUCKET, Slots
 from rft.rollout.transcribe import Transcriber
@@ -159,6 +157,7 @@ def test_completions_are_those_of_the_plain_path(
         SamplingSettings(temperature=0.0, top_p=1.0, max_tokens=9),
         SamplingSettings(temperature=1.0, top_p=1.0, max_tokens=9),
         SamplingSettings(temperature=0.8, top_p=0.7, max_tokens=9),
+        SamplingSettings(temperature=float(LENGTH_BUCKET), top_p=1.0, max_tokens=9),
     ],
     ids=str,
 )
@@ -290,28 +289,68 @@ def test_the_bucket_is_full() -> None:
 
 
 class RefusingRecorder:
+    """Records so many pieces of work, and then what it is given fails."""
+
     facts: ClassVar[dict[str, object]] = {"decode": "cuda graphs"}
 
+    def __init__(self, error: RuntimeError, num_recorded: int = 0):
+        self._error = error
+        self._num_left = num_recorded
+
     def record(self, kernels: Kernels) -> Recording:
-        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB.")
+        self._num_left -= 1
+        if self._num_left < 0:
+            raise self._error
+        return EagerRecording(kernels)
 
 
-def test_where_nothing_can_be_captured_it_goes_on_and_says_so() -> None:
+def refusal() -> RuntimeError:
+    return RuntimeError("CUDA error: operation not permitted when stream is capturing\nCompile …")
+
+
+@pytest.mark.parametrize("num_recorded", [0, 1])
+def test_where_nothing_can_be_captured_it_goes_on_and_says_so(num_recorded: int) -> None:
+    """At once, or when something was captured already."""
     policy = tiny_policy()
     inputs = [5, 6], [3, 9], [0.1, 0.5]
-    recorder = RecorderWithFallback(RefusingRecorder())
+    recorder = RecorderWithFallback(RefusingRecorder(refusal(), num_recorded))
+    assert recorder.facts == {"decode": "cuda graphs"}
     decode = DecodeGraphs(step_of(policy, 16), recorder)
     found = decode.step(*inputs, SAMPLING)
     expected = DecodeGraphs(step_of(policy, 16), EagerRecorder()).step(*inputs, SAMPLING)
     assert torch.equal(found.token_ids, expected.token_ids)
     assert recorder.facts == {
         "decode": "eager",
-        "decode_capture_refused": "CUDA out of memory.",
+        "decode_capture_refused": "CUDA error: operation not permitted when stream is capturing",
     }
 
 
+def broken_by_want_of_memory() -> RuntimeError:
+    error = RuntimeError("CUDA error: operation failed due to a previous error during capture")
+    error.__context__ = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+    return error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."),
+        RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        broken_by_want_of_memory(),
+    ],
+    ids=["allocator", "kernel", "capture"],
+)
+def test_want_of_memory_is_no_refusal_to_capture(error: RuntimeError) -> None:
+    """It is for the sampler to go on with fewer slots; what then is recorded is captured again."""
+    recorder = RecorderWithFallback(RefusingRecorder(error))
+    with pytest.raises(RuntimeError) as raised:
+        recorder.record(lambda: None)
+    assert raised.value is error
+    assert recorder.facts == {"decode": "cuda graphs"}
+
+
 def test_a_fault_of_the_step_is_not_hidden() -> None:
-    recorder = RecorderWithFallback(RefusingRecorder())
+    recorder = RecorderWithFallback(RefusingRecorder(refusal()))
     decode = DecodeGraphs(step_of(tiny_policy(), 16), recorder)
     with pytest.raises(IndexError):
         decode.step([9999], [3], [0.1], SAMPLING)
@@ -323,7 +362,7 @@ class HeavyRecorder:
     facts: ClassVar[dict[str, object]] = {}
 
     def record(self, kernels: Kernels) -> Recording:
-        return graphs.EagerRecording(kernels, graphs.MAX_RECORDING_BYTES // 2)
+        return EagerRecording(kernels, graphs.MAX_RECORDING_BYTES // 2)
 
 
 def test_recordings_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
