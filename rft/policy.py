@@ -61,8 +61,17 @@ PLAIN_ADAPTER: dict[str, tuple[object, ...]] = {
     "modules_to_save": (None, []),
     "trainable_token_indices": (None,),
     "target_parameters": (None, []),
+    "init_lora_weights": (True, False, "gaussian"),
+    "alora_invocation_tokens": (None,),
+    "layer_replication": (None, []),
+    "use_qalora": (False, None),
+    "use_bdlora": (False, None),
+    "arrow_config": (None,),
+    "kasa_config": (None,),
+    "velora_config": (None,),
+    "monteclora_config": (None,),
 }
-"""What an adapter to continue from may hold: the merged copy knows nothing else."""
+"""What an adapter to continue from may hold: others change the base, or more than a sum W + s · B A."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,9 +20,7 @@ def vllm_faults(job: Job) -> Iterator[Fault]:
             what = "settings of vllm with the engine native"
             yield Fault((*ROLLOUT, "vllm"), what, "remove them, or set engine.rollout.engine: vllm")
         return
-    servers = rollout.vllm.servers
-    if len({url.rstrip("/") for url in servers}) < len(servers):
-        yield Fault((*ROLLOUT, "vllm", "servers"), "a server is named twice", "name each once")
+    yield from _faults_of_its_place(job)
     if rollout.top_p < 1:
         what = f"top_p {rollout.top_p:g}: vLLM does not tell which tokens it left out, and training needs that"
         yield Fault(
@@ -42,3 +40,22 @@ def vllm_faults(job: Job) -> Iterator[Fault]:
             what = f"vLLM samples at temperatures from {MIN_TEMPERATURE:g} to {MAX_TEMPERATURE:g}"
             what += f", not {temperature:g}"
             yield Fault(path, what, "take one of those, or engine.rollout.engine: native")
+
+
+def _faults_of_its_place(job: Job) -> Iterator[Fault]:
+    """What is said of servers where there are none, and of a vLLM in this process where there are some."""
+    settings, untouched = job.engine.rollout.vllm, VllmSettings()
+    servers, quantization = settings.servers, job.engine.model.quantization
+    if servers and settings.memory_fraction != untouched.memory_fraction:
+        what = "memory_fraction is for a vLLM in this process, and there are servers"
+        remedy = "remove it, and start the servers with --gpu-memory-utilization"
+        yield Fault((*ROLLOUT, "vllm", "memory_fraction"), what, remedy)
+    if not servers and settings.request_seconds != untouched.request_seconds:
+        what = "request_seconds is for servers, and there are none"
+        yield Fault((*ROLLOUT, "vllm", "request_seconds"), what, "remove it, or name servers")
+    if not servers and quantization != "none":
+        what = f"a vLLM in this process does not hold the base in {quantization}"
+        remedy = "set it to none, or start a server with --quantization bitsandbytes and name it in servers"
+        yield Fault(("engine", "model", "quantization"), what, remedy)
+    if len({url.rstrip("/") for url in servers}) < len(servers):
+        yield Fault((*ROLLOUT, "vllm", "servers"), "a server is named twice", "name each once")

@@ -195,13 +195,15 @@ def _num_weights(parameter: torch.nn.Parameter) -> int:
 def context_length(config: PretrainedConfig) -> int:
     """The longest sequence the model was made for, in tokens."""
     text_config = config.get_text_config()
-    rope = getattr(text_config, "rope_parameters", None) or {}
-    if rope.get("rope_type") in ("longrope", "dynamic"):
-        # beyond it the rotation depends on the longest row of a batch
-        original = rope.get("original_max_position_embeddings") or getattr(
-            text_config, "original_max_position_embeddings", None
-        )
-        if isinstance(original, int):
-            return original
+    parameters = getattr(text_config, "rope_parameters", None) or {}
+    by_layer_type = [one for one in parameters.values() if isinstance(one, dict)]
+    for rope in [parameters, *by_layer_type]:
+        if rope.get("rope_type") in ("longrope", "dynamic"):
+            # beyond it the rotation depends on the longest row of a batch
+            original = rope.get("original_max_position_embeddings") or getattr(
+                text_config, "original_max_position_embeddings", None
+            )
+            if isinstance(original, int):
+                return original
     found = (getattr(text_config, key, None) for key in CONTEXT_LENGTH_KEYS)
     return next((length for length in found if isinstance(length, int)), NO_CONTEXT_LIMIT)

@@ -15,11 +15,10 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rft.errors import ModelError
 from rft.policy import Policy
 from rft.rollout.draw import draw
 from rft.rollout.randomness import uniforms
-from rft.rollout.sampler import Sampled, SampleRequest, SamplingSettings
+from rft.rollout.sampler import Sampled, SampleRequest, SamplingSettings, require_finite
 from rft.rollout.transcribe import Transcriber
 from rft.types import FinishReason
 from rft.unpacked import takes_logits_to_keep
@@ -43,15 +42,20 @@ class PlainSampler:
     """Samples through the adapter, unmerged, as the unpacked training pass sees it."""
 
     def __init__(
-        self, policy: Policy, transcriber: Transcriber, num_slots: int, uses_cache: bool = True
+        self,
+        policy: Policy,
+        transcriber: Transcriber,
+        num_slots: int,
+        why_uncached: str | None = None,
     ):
-        """`num_slots`: most rows that decode together. Without the cache, for models that have none or whose
-        cache is not to be trusted, each token takes a pass over all before it."""
+        """`num_slots`: most rows that decode together. `why_uncached`: why the model's cache is not to be
+        trusted, in words; each token then takes a pass over all before it."""
         self._policy = policy
         self._model = policy.base
         self._transcriber = transcriber
         self._num_slots = num_slots
-        self._uses_cache = uses_cache
+        self._why_uncached = why_uncached
+        self._uses_cache = why_uncached is None
         self._spent: defaultdict[str, float] = defaultdict(float)
 
     @property
@@ -61,8 +65,10 @@ class PlainSampler:
 
     @property
     def facts(self) -> Mapping[str, object]:
-        name = "plain" if self._uses_cache else "plain, uncached"
-        return {"sampler": name, "why_plain": self._policy.why_unpacked, "bitwise": False}
+        facts = {"sampler": "plain", "why_plain": self._policy.why_unpacked, "bitwise": False}
+        if self._why_uncached is None:
+            return facts
+        return {**facts, "sampler": "plain, uncached", "why_uncached": self._why_uncached}
 
     @property
     def spent(self) -> Mapping[str, float]:
@@ -128,12 +134,6 @@ class PlainSampler:
         )
         output = self._model(**inputs, return_dict=True)
         logits = output.logits[:, -1].float()
-        if is_first and not logits.isfinite().all():
-            raise ModelError(
-                "the model's logits are not finite",
-                where="engine.model.dtype",
-                remedy="use float32 or bfloat16; if it is so already, the weights are damaged",
-            )
         return logits, self._model._update_model_kwargs_for_generation(output, state)
 
     def _append(
@@ -147,6 +147,7 @@ class PlainSampler:
             settings.top_p,
         )
         token_ids, logprobs = drawn.token_ids.tolist(), drawn.logprobs.tolist()
+        require_finite(logprobs)
         for index, row in enumerate(rows):
             row.token_ids.append(token_ids[index])
             row.logprobs.append(logprobs[index])

@@ -1,9 +1,11 @@
 """What every sampling engine offers: requests in, token ids and logprobs out, each as it finishes."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+from rft.errors import ModelError
 from rft.rollout.randomness import Purpose
 from rft.types import Completion
 
@@ -70,4 +72,24 @@ class Sampler(Protocol):
     def sample(
         self, requests: Sequence[SampleRequest], settings: SamplingSettings
     ) -> Iterator[Sampled]:
-        """All completions asked for, each as soon as it is finished, in no particular order."""
+        """All completions asked for, each as soon as it is finished, in no particular order.
+
+        Raises NotFiniteError.
+        """
+
+
+class NotFiniteError(ModelError):
+    """The model's logits are NaN or infinite: a fault of its weights or their number format."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the model's logits are not finite",
+            where="engine.model.dtype",
+            remedy="use float32 or bfloat16; if it is so already, the weights are damaged",
+        )
+
+
+def require_finite(logprobs: Sequence[float]) -> None:
+    """Raise NotFiniteError unless each drawn token has a finite logprob."""
+    if not all(map(math.isfinite, logprobs)):
+        raise NotFiniteError

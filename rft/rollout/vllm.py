@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar, runtime_checkable
 
-from rft.errors import JobError, RftError
+from rft.errors import JobError, JobFailedError, RftError
 from rft.policy import Policy
 from rft.rollout.randomness import uniforms
 from rft.rollout.sampler import Sampled, SampleRequest, SamplingSettings
@@ -105,7 +105,12 @@ class VllmSampler:
     @property
     def facts(self) -> Mapping[str, object]:
         versions = sorted({replica.version for replica in self._replicas})
-        return {"bitwise": False, "vllm": ", ".join(versions), "num_replicas": len(self._replicas)}
+        return {
+            "sampler": "vllm",
+            "bitwise": False,
+            "vllm": ", ".join(versions),
+            "num_replicas": len(self._replicas),
+        }
 
     @property
     def spent(self) -> Mapping[str, float]:
@@ -194,17 +199,29 @@ class VllmSampler:
         return self._transcriber.completion(token_ids, logprobs, reason, prompt_ids, settings)
 
     def _on_main(self, act: Callable[[AdapterSync], T]) -> T:
-        """What the main process makes of it, on every process; its error too."""
+        """What the main process makes of it, on every process; its error too: none may wait for a rest."""
         outcome: T | RftError | None = None
         if self._sync is not None:
             try:
                 outcome = act(self._sync)
             except RftError as error:
                 outcome = error
+            except Exception as error:
+                outcome = _unexpected(error)
+                outcome.__cause__ = error
         shared = self._peers.broadcast(outcome)
         if isinstance(shared, RftError):
             raise shared
         return shared  # type: ignore[return-value]
+
+
+def _unexpected(error: Exception) -> RftError:
+    reason = " ".join(str(error).split())
+    return JobFailedError(
+        f"the adapter did not get to vLLM: {type(error).__name__}: {reason}",
+        where="engine.rollout.vllm",
+        remedy="mend what it names, such as room on the disk, then rft train --resume",
+    )
 
 
 def seed_of(request: SampleRequest, sample: int) -> int:

@@ -16,8 +16,8 @@ import httpcore2
 from rft.errors import GraderError, JobError, MachineError
 from rft.graders.http import CONNECT_SECONDS, IDLE_SECONDS, Url, parse_url, trusted_certificates
 from rft.graders.network import CheckedNetwork
+from rft.rollout.vllm_replica import SETTING
 
-SETTING = "engine.rollout.vllm.servers"
 KEY_VARIABLE = "VLLM_API_KEY"
 """Holds the key of a server that was started with one; vLLM's own name for it."""
 BUSY = (408, 425, 429, 500, 502, 503, 504)
@@ -39,7 +39,13 @@ class Refused(Exception):
 class JsonClient:
     """Requests to one server; safe to use from several threads."""
 
-    def __init__(self, url: str, seconds: float, backoff_seconds: float = BACKOFF_SECONDS):
+    def __init__(
+        self,
+        url: str,
+        seconds: float,
+        backoff_seconds: float = BACKOFF_SECONDS,
+        max_retries: int = MAX_RETRIES,
+    ):
         """`seconds` is the limit of one request; raises JobError for what is no url."""
         try:
             self._url: Url = parse_url(url.rstrip("/"), SETTING)
@@ -48,6 +54,7 @@ class JsonClient:
         self.place = f"the vLLM server at {url}"
         self._seconds = seconds
         self._backoff_seconds = backoff_seconds
+        self._max_retries = max_retries
         self._closed = threading.Event()
         self._network = CheckedNetwork([self._url.host])
         self._pool = httpcore2.ConnectionPool(
@@ -65,6 +72,10 @@ class JsonClient:
         """The same; a reply that is no JSON gives its text."""
         return self._ask("POST", path, json.dumps(body).encode())
 
+    @property
+    def is_closed(self) -> bool:
+        return self._closed.is_set()
+
     def close(self) -> None:
         """End requests in flight and begin no other."""
         self._closed.set()
@@ -78,7 +89,7 @@ class JsonClient:
         """A request is sent again when the connection fails or the server is busy: a completion is
         a function of its seed, and an adapter's name is used once, so twice does no harm."""
         failure = ""
-        for attempt in range(MAX_RETRIES + 1):
+        for attempt in range(self._max_retries + 1):
             if attempt:
                 self._closed.wait(self._backoff_seconds * 2.0 ** (attempt - 1))
             if self._closed.is_set():
@@ -99,7 +110,7 @@ class JsonClient:
             if status >= 300:
                 raise Refused(status, _message(text))
             return _parsed(text)
-        raise self.fault(f"{failure} (asked {MAX_RETRIES + 1} times)", RESTART)
+        raise self.fault(f"{failure} (asked {self._max_retries + 1} times)", RESTART)
 
     def _send(self, method: str, path: str, content: bytes | None) -> tuple[int, str]:
         url = httpcore2.URL(

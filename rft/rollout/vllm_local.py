@@ -6,9 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rft.errors import MachineError, Problem
-from rft.rollout.vllm_replica import Answer, Ask, fitting_lora_rank
-
-SETTING = "engine.rollout.vllm.servers"
+from rft.rollout.vllm_replica import SETTING, Answer, Ask, fitting_lora_rank
 
 
 def vllm_problem() -> Problem | None:
@@ -36,6 +34,7 @@ class LocalVllm:
         lora_rank: int,
         needed_tokens: int,
         memory_fraction: float,
+        trust_remote_code: bool,
     ):
         """`needed_tokens`: the longest prompt with its completion. Raises MachineError."""
         if problem := vllm_problem():
@@ -55,6 +54,7 @@ class LocalVllm:
                 logprobs_mode="processed_logprobs",
                 generation_config="vllm",
                 gpu_memory_utilization=memory_fraction,
+                trust_remote_code=trust_remote_code,
             )
         except Exception as error:  # vLLM raises what its many parts raise
             raise self._fault("does not start", error) from error
@@ -108,8 +108,8 @@ class LocalVllm:
         self._adapters[name] = request
 
     def unload_adapter(self, name: str) -> None:
-        request = self._adapters.pop(name)
-        self._llm.llm_engine.remove_lora(request.lora_int_id)
+        if request := self._adapters.pop(name, None):
+            self._llm.llm_engine.remove_lora(request.lora_int_id)
 
     def close(self) -> None:
         """Nothing is in flight: a call is over when it returns."""

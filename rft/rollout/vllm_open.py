@@ -7,8 +7,8 @@ from rft.job import ResolvedJob
 from rft.policy import Policy
 from rft.rollout.transcribe import Transcriber
 from rft.rollout.vllm import Alone, Peers, VllmRules, VllmSampler
-from rft.rollout.vllm_local import SETTING, LocalVllm
-from rft.rollout.vllm_replica import Replica
+from rft.rollout.vllm_local import LocalVllm
+from rft.rollout.vllm_replica import SETTING, Replica
 from rft.rollout.vllm_server import VllmServer
 
 
@@ -49,6 +49,7 @@ def open_vllm(
                 lora_rank=rank,
                 needed_tokens=needed_tokens,
                 memory_fraction=settings.memory_fraction,
+                trust_remote_code=job.engine.model.trust_remote_code,
             )
         ]
     folder = None if settings.adapter_folder is None else Path(settings.adapter_folder)

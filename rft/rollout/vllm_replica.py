@@ -7,6 +7,9 @@ from typing import Protocol, runtime_checkable
 
 from rft.types import FinishReason
 
+SETTING = "engine.rollout.vllm.servers"
+"""Where the job document says which vLLMs there are."""
+
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The values that vLLM's max_lora_rank takes; an adapter fits one that is not below its rank."""
 
@@ -65,10 +68,10 @@ class Replica(Protocol):
         """Make a PEFT folder usable under a name that was never used before."""
 
     def unload_adapter(self, name: str) -> None:
-        """Forget an adapter."""
+        """Forget an adapter, if it is there; works after `close` too."""
 
     def close(self) -> None:
-        """End calls in flight; no call may follow."""
+        """End calls in flight; none but `unload_adapter` may follow."""
 
 
 def fitting_lora_rank(rank: int) -> int:

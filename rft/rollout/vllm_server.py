@@ -17,6 +17,8 @@ PLAIN_SAMPLING = {
     "frequency_penalty": 0.0,
 }
 """Said in every request: what is left out, a server takes from the model's generation_config."""
+PARTING_SECONDS = 10.0
+"""Limit of what is asked once, after `close`."""
 TOKEN_PREFIX = "token_id:"
 START_SERVER = (
     "start it with --enable-lora --max-lora-rank {rank} --logprobs-mode processed_logprobs and "
@@ -40,6 +42,7 @@ class VllmServer:
         """`needed_tokens`: the longest prompt with its completion. Raises MachineError when nobody
         answers there, or the server's context is too short."""
         self._client = JsonClient(url, seconds, backoff_seconds)
+        self._parting = JsonClient(url, min(seconds, PARTING_SECONDS), max_retries=0)
         self.place = self._client.place
         self._start = START_SERVER.format(rank=fitting_lora_rank(lora_rank))
         self.version = str(_at(self._get("/version"), "version") or "unknown")
@@ -94,8 +97,9 @@ class VllmServer:
             ) from None
 
     def unload_adapter(self, name: str) -> None:
+        client = self._parting if self._client.is_closed else self._client
         try:
-            self._client.post("/v1/unload_lora_adapter", {"lora_name": name})
+            client.post("/v1/unload_lora_adapter", {"lora_name": name})
         except Refused as refusal:
             if refusal.status != 404:
                 raise self._client.fault(

@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from rft.errors import MachineError, RftError
 from rft.rollout.vllm_canary import (
     Confirmed,
@@ -42,7 +44,7 @@ class AdapterSync:
         self._folder: Path | None = None
         self._job = uuid.uuid4().hex[:12]
         self._num_versions = 0
-        self._name: str | None = None
+        self._names: list[str] = []  # of versions that a replica may hold, the newest last
         self._confirmed: dict[str, Confirmed] = {}
 
     def examine(self, bare: Logprobs) -> None:
@@ -63,6 +65,7 @@ class AdapterSync:
         self._num_versions += 1
         name = f"rft-{self._job}-v{self._num_versions}"
         folder = self._write(name, save)
+        self._names.append(name)
         for replica in self._replicas:
             replica.load_adapter(name, folder)
         for replica in self._replicas:
@@ -70,19 +73,19 @@ class AdapterSync:
             self._confirmed[replica.place] = confirm(
                 replica.place, present, answered, self._confirmed[replica.place], self._tolerance
             )
-        before, self._name = self._name, name
-        if before is not None:
+        for before in self._names[:-1]:
             for replica in self._replicas:
                 replica.unload_adapter(before)
             shutil.rmtree(folder.parent / before, ignore_errors=True)
+            self._names.remove(before)
         return name
 
     def close(self) -> None:
-        """Leave nothing behind, whether or not the replicas still live."""
-        if self._name is not None:
-            for replica in self._replicas:
-                with suppress(RftError):
-                    replica.unload_adapter(self._name)
+        """Leave nothing behind in a replica that still lives, nor on the disk."""
+        for replica in self._replicas:
+            with suppress(RftError):
+                for name in self._names:
+                    replica.unload_adapter(name)
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -98,14 +101,14 @@ class AdapterSync:
             folder, unfinished = self._folder / name, self._folder / f".{name}"
             save(unfinished)
             os.rename(unfinished, folder)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             raise _unwritable(self._folder or self._shared_folder, error) from None
         return folder
 
 
-def _unwritable(folder: Path | None, error: OSError) -> MachineError:
+def _unwritable(folder: Path | None, error: Exception) -> MachineError:
     return MachineError(
-        f"the adapter cannot be written for vLLM: {error.strerror or error}",
+        f"the adapter cannot be written for vLLM: {getattr(error, 'strerror', None) or error}",
         where=str(folder or tempfile.gettempdir()),
         remedy="make room there, or name another folder in engine.rollout.vllm.adapter_folder",
     )

@@ -101,13 +101,13 @@ def cut_to_budget(groups: Sequence[TrainingGroup], token_budget: int) -> list[Tr
 def micro_batches(
     groups: Sequence[TrainingGroup], token_budget: int, device: torch.device
 ) -> list[Batch]:
-    """Groups, in order, while their packed input stays within the budget; one that alone exceeds it is cut.
+    """Groups, in order, together while their packed input stays within the budget.
 
-    Only a single completion may exceed the budget, with its prompt, alone in its micro-batch.
+    They come from `cut_to_budget`: only a single completion exceeds the budget, alone in its micro-batch.
     """
     batches: list[list[TrainingGroup]] = []
     used = 0
-    for group in cut_to_budget(groups, token_budget):
+    for group in groups:
         cost = group.num_input_tokens
         if not batches or used + cost > token_budget:
             batches.append([])

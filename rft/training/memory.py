@@ -1,5 +1,6 @@
 """What memory there is, what is in use, and the most that a step of a job can ask for."""
 
+import math
 import os
 import resource
 import sys
@@ -59,21 +60,22 @@ def largest_step_bytes(workshop: Workshop, policy: Policy, held: int) -> int:
 
     `held`: memory in use before the first step, weights included. To it come the keys and values of all
     slots, and, whichever is more, the logits of all slots in the sampler, or an update's micro-batch;
-    beside these the optimizer's tensors and, on a CPU in float32, weights laid out for the backward pass.
+    beside these the optimizer's tensors and the weights laid out for the backward pass.
     """
     job, base = workshop.job, workshop.base
     rollout = job.engine.rollout
     longest = max(len(prompt.token_ids) for prompt in workshop.train_prompts)
     row_tokens = longest + rollout.max_completion_tokens
     key_values = rollout.slots * row_tokens * kv_bytes_per_token(base.config, base.dtype)
-    logits = 3 * rollout.slots * policy.head.weight.shape[0] * torch.float32.itemsize
+    vocabulary = int(base.config.get_text_config().vocab_size)
+    logits = 3 * rollout.slots * vocabulary * torch.float32.itemsize
     adapter = sum(parameter.nbytes for parameter in policy.parameters().values())
     return (
         held
         + key_values
         + max(logits, _micro_batch_bytes(job, base, longest, row_tokens))
         + OPTIMIZER_COPIES * adapter
-        + _backward_weight_bytes(policy)
+        + backward_weight_bytes(policy)
     )
 
 
@@ -93,10 +95,14 @@ def _micro_batch_bytes(
     return int(num_tokens * per_token)
 
 
-def _backward_weight_bytes(policy: Policy) -> int:
-    """The merged copy's second layout of each layer's matrices, made when a gradient first asks for it."""
-    if not policy.merges_exactly or policy.has_dropout or policy.device.type != "cpu":
+def backward_weight_bytes(policy: Policy) -> int:
+    """Second layouts of fixed matrices, made when a gradient first asks for them: the head's, and the merged
+    copy's. Where matrices are not packed, only those are copied that several layers share."""
+    if policy.why_unpacked is not None:
         return 0
-    embeddings = {policy.base.get_input_embeddings().weight, policy.head.weight}
-    matrices = [p for p in policy.base.parameters() if p.ndim == 2 and not p.requires_grad]
-    return sum(matrix.nbytes for matrix in matrices if not any(matrix is e for e in embeddings))
+    head = policy.head.weight.nbytes if policy.head.product.is_packed else 0
+    if not policy.uses_merged or policy.has_dropout:
+        return head
+    own_shapes = {tuple(parameter.shape) for parameter in policy.base.parameters()}
+    copied = [p for p in policy.merged.products if p.is_packed or p.shape not in own_shapes]
+    return head + sum(math.prod(p.shape) for p in copied) * torch.float32.itemsize

@@ -3,15 +3,15 @@
 import gc
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from enum import Enum, auto
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import torch
 
 from rft.errors import MachineError
 from rft.policy import Policy
 from rft.rollout.memory import is_out_of_memory
-from rft.sharding import is_sharded
 from rft.training.batch import Batch, TrainingGroup, cut_to_budget, micro_batches
 from rft.training.ranks import Ranks
 from rft.training.spare import num_spare_passes, spare_pass
@@ -29,13 +29,22 @@ class Outcome(Enum):
     """Memory ran out on one completion alone."""
 
 
+@dataclass(frozen=True, slots=True)
+class Attempt(Generic[T]):
+    """One rank's way through its micro-batches."""
+
+    outcome: Outcome
+    largest: int
+    """Packed tokens of the largest micro-batch."""
+    results: Sequence[T]
+
+
 class Passes:
-    """Micro-batches under a token budget that is halved, on all ranks together, when memory runs out."""
+    """Micro-batches under a token budget that is lowered, on all ranks together, when memory runs out."""
 
     def __init__(self, policy: Policy, ranks: Ranks, token_budget: int, has_reference: bool):
         self._policy = policy
         self._ranks = ranks
-        self._are_collective = is_sharded(policy.base)
         self._has_reference = has_reference
         self.token_budget: int = token_budget
         """Packed tokens of a micro-batch, the same on every rank."""
@@ -48,16 +57,15 @@ class Passes:
     ) -> list[T]:
         """What `compute` gives for each micro-batch, of all ranks; `during` surrounds this rank's.
 
-        Collective. When memory runs out on any rank, all throw away their gradients, halve the budget and
-        begin again, so that nothing tells the result from one that began with that budget. Raises
-        MachineError when a single completion does not fit.
+        Collective. When memory runs out on any rank, all throw away their gradients and begin again with
+        half of what the largest micro-batch held, so that nothing tells the result from one that began with
+        that budget. Raises MachineError when a single completion does not fit.
         """
         while True:
-            outcome, results = self._attempt(groups, compute, during)
-            told = self._ranks.gather([(outcome, results)])
-            outcomes = {outcome for outcome, _ in told}
+            told = self._ranks.gather([self._attempt(groups, compute, during)])
+            outcomes = {attempt.outcome for attempt in told}
             if outcomes == {Outcome.FITS}:
-                return [result for _, results in told for result in results]
+                return [result for attempt in told for result in attempt.results]
             self._release()
             if Outcome.NEVER_FITS in outcomes or self.token_budget == 1:
                 raise MachineError(
@@ -66,7 +74,8 @@ class Passes:
                     remedy="set engine.training.gradient_checkpointing=true, or take a smaller "
                     "engine.rollout.max_completion_tokens, or engine.model.quantization",
                 )
-            self.token_budget //= 2
+            largest = max(attempt.largest for attempt in told)
+            self.token_budget = max(1, min(self.token_budget, largest) // 2)
 
     def micro_batches(self, groups: Sequence[TrainingGroup]) -> list[Batch]:
         """This rank's: groups, or parts of large ones, dealt so that all ranks have about as many tokens."""
@@ -79,16 +88,17 @@ class Passes:
         groups: Sequence[TrainingGroup],
         compute: Callable[[int, Batch], T],
         during: Callable[[], AbstractContextManager[object]],
-    ) -> tuple[Outcome, list[T]]:
+    ) -> "Attempt[T]":
         """This rank's micro-batches, until memory runs out.
 
         Unless they share a base, no rank waits for another in here, so one that fails leaves none behind.
         """
         results: list[T] = []
-        num_completions = 0
+        num_completions, largest = 0, self.token_budget
         try:
             with during():
                 batches = self.micro_batches(groups)
+                largest = max((batch.packed.input_ids.numel() for batch in batches), default=0)
                 num_spare = num_spare_passes(self._policy, self._ranks, len(batches))
                 for index, batch in enumerate(batches):
                     num_completions = len(batch.advantages)
@@ -98,15 +108,16 @@ class Passes:
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            if self._are_collective:
+            if self._policy.is_sharded:
                 raise MachineError(
                     f"memory ran out on micro-batches of {self.token_budget} tokens, and ranks that share "
                     "one base cannot begin again",
                     where="engine.training.token_budget",
                     remedy="halve it, and go on with --resume",
                 ) from error
-            return (Outcome.NEVER_FITS if num_completions == 1 else Outcome.TOO_LARGE), []
-        return Outcome.FITS, results
+            outcome = Outcome.NEVER_FITS if num_completions == 1 else Outcome.TOO_LARGE
+            return Attempt(outcome, largest, [])
+        return Attempt(Outcome.FITS, largest, results)
 
     def _release(self) -> None:
         """Give back what an attempt that ran out of memory left."""

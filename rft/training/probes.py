@@ -78,7 +78,7 @@ def validate(
         sampler = make_sampler(workshop, policy)
         collector = make_collector(workshop.job, sampler, stack)
         found["sampler"] = sampler.facts.get("sampler")
-        found["warnings"] = [*slow_path_warnings(policy), *found["warnings"]]
+        found["warnings"] = [*slow_path_warnings(policy, sampler), *found["warnings"]]
         if samples is not None:
             job, prompts = workshop.job, workshop.train_prompts
             found["samples"] = measure_baseline(job, prompts, collector, samples)

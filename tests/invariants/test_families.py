@@ -126,7 +126,13 @@ def test_a_slow_family_is_exact_and_says_so(family: str) -> None:
     require_exact(policy, sampler)
 
 
-@pytest.mark.parametrize("family", [*FAST, *SLOW])
+@pytest.mark.parametrize(
+    "family",
+    [
+        *FAMILIES,
+        *(pytest.param(name, marks=pytest.mark.long) for name in (*MORE_FAST_FAMILIES, *SLOW)),
+    ],
+)
 def test_completions_do_not_depend_on_neighbours(family: str) -> None:
     """Bit for bit where the sampler says so, else to rounding."""
     policy = tiny_policy(family)

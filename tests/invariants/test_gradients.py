@@ -8,7 +8,7 @@ from rft.attention import use_layouts
 from rft.packing import TokenGroup, pack
 from rft.policy import Policy
 from rft.training.advantages import advantages
-from rft.training.batch import TrainingGroup, micro_batches, training_groups
+from rft.training.batch import TrainingGroup, cut_to_budget, micro_batches, training_groups
 from rft.training.ranks import Ranks
 from rft.training.update import Updater
 from rft.types import Group
@@ -126,7 +126,9 @@ def test_the_budgets_cut_groups_at_different_places() -> None:
     cuts = {
         budget: [
             [(part.ordinal, part.first, len(part.rollouts)) for part in batch.groups]
-            for batch in micro_batches(members(), budget, torch.device("cpu"))
+            for batch in micro_batches(
+                cut_to_budget(members(), budget), budget, torch.device("cpu")
+            )
         ]
         for budget in (100000, 40, 22, 20, 12, 1)
     }

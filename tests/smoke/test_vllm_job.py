@@ -3,12 +3,15 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from tests.jobs import write_job
 from tests.launch import run_rft
 from tests.tiny import save_tiny_model
 from tests.unit.rollout.fake_vllm import fake_vllm
 
 
+@pytest.mark.long
 def test_a_job_whose_server_dies_goes_on_where_it_was(tmp_path: Path) -> None:
     job = write_job(tmp_path, save_tiny_model(tmp_path / "model"), num_rows=11)
     with fake_vllm() as server:

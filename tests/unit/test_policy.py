@@ -270,7 +270,15 @@ def test_an_update_sees_the_policy_that_is_sampled_from() -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"bias": "all"}, {"use_dora": True}, {"modules_to_save": ["lm_head"]}]
+    "change",
+    [
+        {"bias": "all"},
+        {"use_dora": True},
+        {"modules_to_save": ["lm_head"]},
+        {"init_lora_weights": "pissa"},
+        {"alora_invocation_tokens": [3, 4]},
+        {"layer_replication": [[0, 2], [1, 3]]},
+    ],
 )
 def test_an_unusual_adapter_is_refused(tmp_path: Path, change: dict[str, object]) -> None:
     tiny_policy().save_adapter(tmp_path)

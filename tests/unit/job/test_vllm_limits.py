@@ -29,6 +29,12 @@ def test_servers_are_a_list_of_urls_and_survive_resolving() -> None:
         (["engine.evaluation.temperature=3"], "engine.evaluation.temperature"),
         (["engine.rollout.vllm.servers=[http://a, http://a/]"], "engine.rollout.vllm.servers"),
         (["engine.rollout.vllm.servers=[localhost:8000]"], "engine.rollout.vllm.servers"),
+        (
+            ["engine.rollout.vllm.servers=[http://a]", "engine.rollout.vllm.memory_fraction=0.5"],
+            "engine.rollout.vllm.memory_fraction",
+        ),
+        (["engine.rollout.vllm.request_seconds=5"], "engine.rollout.vllm.request_seconds"),
+        (["engine.model.quantization=4bit"], "engine.model.quantization"),
     ],
 )
 def test_what_vllm_cannot_do_is_refused(overrides: list[str], where: str) -> None:
@@ -39,6 +45,17 @@ def test_what_vllm_cannot_do_is_refused(overrides: list[str], where: str) -> Non
 def test_what_it_can_do_is_not() -> None:
     job = job_of(VLLM, "engine.lora.rank=512", "engine.rollout.temperature=2")
     assert job.engine.evaluation.temperature == 0
+
+
+def test_what_a_server_can_do_is_not() -> None:
+    job = job_of(
+        VLLM,
+        "engine.rollout.vllm.servers=[http://a]",
+        "engine.rollout.vllm.request_seconds=5",
+        "engine.model.quantization=4bit",
+    )
+    assert job.engine.rollout.vllm.request_seconds == 5
+    assert job_of(VLLM, "engine.rollout.vllm.memory_fraction=0.5").engine.rollout.vllm.servers == ()
 
 
 def test_its_settings_without_it_are_refused() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import GPT2Config, LlamaConfig
+from transformers import Gemma3TextConfig, GPT2Config, LlamaConfig, PretrainedConfig
 
 from rft.errors import MachineError, ModelError
 from rft.job import ModelSettings
@@ -153,12 +153,32 @@ def test_counts(source: ModelSource, settings: ModelSettings) -> None:
     assert count_parameters(model) == 261 * 32 + 32 + 2 * (attention + feed_forward + norms)
 
 
+DYNAMIC = {
+    "rope_type": "dynamic",
+    "rope_theta": 10000.0,
+    "factor": 2.0,
+    "original_max_position_embeddings": 32,
+}
+"""Beyond the original context the rotation would depend on the longest row of a batch."""
+
+
 @pytest.mark.parametrize(
     ("config", "expected"),
     [
         (LlamaConfig(max_position_embeddings=77), 77),
         (GPT2Config(n_positions=55), 55),
+        (LlamaConfig(max_position_embeddings=77, rope_parameters=DYNAMIC), 32),
+        (
+            Gemma3TextConfig(
+                max_position_embeddings=77,
+                rope_parameters={
+                    "full_attention": DYNAMIC,
+                    "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+                },
+            ),
+            32,
+        ),
     ],
 )
-def test_context_length(config: LlamaConfig | GPT2Config, expected: int) -> None:
+def test_context_length(config: PretrainedConfig, expected: int) -> None:
     assert context_length(config) == expected

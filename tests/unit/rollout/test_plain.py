@@ -1,5 +1,7 @@
 """The plain sampler beside the native one, which draws with the same uniforms from the same policy."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -11,7 +13,13 @@ from rft.rollout.memory import SlottedSampler
 from rft.rollout.native import NativeSampler
 from rft.rollout.plain import PlainSampler
 from rft.rollout.randomness import Purpose
-from rft.rollout.sampler import Sampled, Sampler, SampleRequest, SamplingSettings
+from rft.rollout.sampler import (
+    NotFiniteError,
+    Sampled,
+    Sampler,
+    SampleRequest,
+    SamplingSettings,
+)
 from rft.rollout.transcribe import Transcriber
 from tests.tiny import tiny_model, tiny_policy, tiny_tokenizer
 
@@ -54,7 +62,7 @@ def require_same(found: list[Sampled], expected: list[Sampled]) -> None:
             assert (ours.allowed_tokens == theirs.allowed_tokens).all()
 
 
-@pytest.mark.parametrize("uses_cache", [True, False], ids=["cache", "no cache"])
+@pytest.mark.parametrize("why_uncached", [None, "a test"], ids=["cache", "no cache"])
 @pytest.mark.parametrize(
     "settings",
     [
@@ -68,10 +76,10 @@ def require_same(found: list[Sampled], expected: list[Sampled]) -> None:
     ids=["plain", "greedy", "nucleus", "nucleus unkept", "one token", "stop"],
 )
 def test_it_draws_what_the_native_sampler_draws(
-    settings: SamplingSettings, uses_cache: bool
+    settings: SamplingSettings, why_uncached: str | None
 ) -> None:
     native = NativeSampler(tiny_policy(), TRANSCRIBER, 8)
-    plain = PlainSampler(unpacked_policy(), TRANSCRIBER, 8, uses_cache)
+    plain = PlainSampler(unpacked_policy(), TRANSCRIBER, 8, why_uncached)
     require_same(drawn(plain, settings), drawn(native, settings))
 
 
@@ -145,13 +153,47 @@ def test_it_is_exact_in_float32_alone(dtype: torch.dtype, is_exact: bool) -> Non
     assert PlainSampler(policy, TRANSCRIBER, 8).is_exact is is_exact
 
 
-@pytest.mark.parametrize("family", ["llama", "bloom"])
+@pytest.mark.parametrize("family", ["llama", "bloom", "recurrent_gemma"])
 def test_damaged_weights_are_said_to_be_so(family: str) -> None:
+    """Whatever the sampler: it is not the family that is not served."""
     policy = tiny_policy(family)
     embeddings = policy.base.get_input_embeddings().weight
     embeddings.data.fill_(float("nan"))
-    with pytest.raises(ModelError, match="logits are not finite"):
+    with pytest.raises(NotFiniteError) as raised:
         open_sampler(policy, TRANSCRIBER, 8)
+    assert str(raised.value) == (
+        "the model's logits are not finite (engine.model.dtype) → use float32 or bfloat16; "
+        "if it is so already, the weights are damaged"
+    )
+
+
+def test_every_token_is_checked_not_the_first_alone() -> None:
+    """The row of one token is damaged: only what follows it is no number."""
+    policy = unpacked_policy()
+    sampler = PlainSampler(policy, TRANSCRIBER, 8)
+    greedy = SamplingSettings(temperature=0.0, top_p=1.0, max_tokens=8)
+    (sampled,) = sampler.sample([replace(REQUESTS[0], num_samples=1)], greedy)
+    first = sampled.completion.token_ids[0]
+    assert first not in REQUESTS[0].prompt_ids
+
+    def damage(module: torch.nn.Module, args: object, output: torch.Tensor) -> torch.Tensor:
+        ids = args[0]  # type: ignore[index]
+        return output.masked_fill((ids == first)[..., None], float("nan"))
+
+    policy.base.get_input_embeddings().register_forward_hook(damage)
+    with pytest.raises(NotFiniteError):
+        list(sampler.sample([REQUESTS[0]], greedy))
+
+
+def test_a_cache_that_is_not_trusted_is_said_to_be_so() -> None:
+    policy = tiny_policy("recurrent_gemma")
+    sampler = open_sampler(policy, TRANSCRIBER, 8)
+    assert sampler.facts["sampler"] == "plain, uncached"
+    why = str(sampler.facts["why_uncached"])
+    assert "disagree by" in why or "Error" in why
+    (warning,) = slow_path_warnings(policy, sampler)
+    assert "uncached, a pass over everything per token" in warning and why in warning
+    assert "uncached" not in slow_path_warnings(policy)[0]
 
 
 def test_a_mainstream_model_is_served_by_the_native_sampler() -> None:

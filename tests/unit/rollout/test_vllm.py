@@ -170,5 +170,10 @@ def test_nucleus_sampling_is_refused(policy: Policy, fake: FakeVllm) -> None:
 
 def test_it_says_what_it_is(policy: Policy, fake: FakeVllm) -> None:
     sampler = sampler_of(policy, fake)
-    assert sampler.facts == {"bitwise": False, "vllm": "0.32.0", "num_replicas": 1}
+    assert sampler.facts == {
+        "sampler": "vllm",
+        "bitwise": False,
+        "vllm": "0.32.0",
+        "num_replicas": 1,
+    }
     assert not sampler.is_exact and sampler.spent == {}

@@ -1,7 +1,9 @@
 """vLLM inside the process, as far as it goes without vLLM."""
 
 import importlib.util
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +16,14 @@ from rft.rollout.vllm_replica import fitting_lora_rank
 from tests.jobs import resolved_job
 from tests.tiny import tiny_policy, tiny_tokenizer
 
+OPTIONS: dict[str, Any] = {
+    "dtype": "float32",
+    "lora_rank": 4,
+    "needed_tokens": 8,
+    "memory_fraction": 0.3,
+    "trust_remote_code": False,
+}
+
 without_vllm = pytest.mark.skipif(
     importlib.util.find_spec("vllm") is not None, reason="vLLM is installed here"
 )
@@ -21,10 +31,26 @@ without_vllm = pytest.mark.skipif(
 
 @without_vllm
 def test_a_missing_package_is_told_with_both_ways_out() -> None:
-    options = {"dtype": "float32", "lora_rank": 4, "needed_tokens": 8, "memory_fraction": 0.3}
     with pytest.raises(MachineError, match=r"needs the package vllm.*rft\[vllm\].*server"):
-        LocalVllm(Path("model"), **options)
+        LocalVllm(Path("model"), **OPTIONS)
     assert vllm_problem() is not None
+
+
+@without_vllm
+def test_what_it_hands_to_vllm_and_unloads_that_never_got_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "vllm.py").write_text(
+        "__version__ = '0'\nclass LLM:\n    def __init__(self, *args, **options): self.options = options\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    try:
+        for trusts in (True, False):
+            local = LocalVllm(Path("model"), **(OPTIONS | {"trust_remote_code": trusts}))
+            assert local._llm.options["trust_remote_code"] is trusts
+            local.unload_adapter("never loaded")
+    finally:
+        sys.modules.pop("vllm", None)
 
 
 def test_one_process_only() -> None:

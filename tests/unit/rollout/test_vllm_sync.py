@@ -1,6 +1,10 @@
 """Adapter versions: order of loading and unloading, several processes, and what the canary finds."""
 
+import gc
+import pickle
+import resource
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +14,13 @@ import torch
 
 from rft.errors import JobFailedError, MachineError
 from rft.policy import Policy
+from rft.rollout.sampler import SamplingSettings
 from rft.rollout.transcribe import Transcriber
 from rft.rollout.vllm import VllmRules, VllmSampler
 from rft.rollout.vllm_canary import Confirmed, canary_pairs, confirm
 from tests.tiny import make_adapter_large, tiny_policy, tiny_tokenizer
 from tests.unit.rollout.fake_vllm import FakeVllm, fake_vllm
-from tests.unit.rollout.test_vllm import RULES, sampler_of, server_of
+from tests.unit.rollout.test_vllm import RULES, requests, sampled, sampler_of, server_of
 
 LOAD, UNLOAD, COMPLETE = "/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/v1/completions"
 
@@ -71,6 +76,64 @@ def test_nothing_is_left_behind(policy: Policy, fake: FakeVllm, tmp_path: Path) 
     assert fake.names == [sampler.adapter] and list(tmp_path.iterdir())
     del sampler
     assert fake.names == [] and not list(tmp_path.iterdir())
+
+
+def test_nothing_is_left_behind_by_a_sample_that_failed(
+    policy: Policy, fake: FakeVllm, tmp_path: Path
+) -> None:
+    sampler = sampler_of(policy, fake, rules=VllmRules(4, 0.01, tmp_path))
+    fake.drops_token_ids = True
+    with pytest.raises(MachineError):
+        sampled(sampler, SamplingSettings(1.0, 1.0, 3))
+    del sampler
+    gc.collect()
+    assert fake.names == [] and not list(tmp_path.iterdir())
+
+
+def test_nothing_is_left_behind_by_a_sample_that_was_interrupted(
+    policy: Policy, fake: FakeVllm
+) -> None:
+    sampler = sampler_of(policy, fake)
+    completions = sampler.sample(requests(), SamplingSettings(1.0, 1.0, 3))
+    next(completions)
+    with pytest.raises(KeyboardInterrupt):
+        completions.throw(KeyboardInterrupt())  # type: ignore[attr-defined]
+    assert fake.names == [sampler.adapter]
+    del sampler, completions
+    gc.collect()
+    assert fake.names == []
+
+
+def test_after_its_end_a_dead_server_is_asked_once() -> None:
+    with fake_vllm() as fake:
+        server = server_of(fake)
+        server.close()
+    with pytest.raises(MachineError, match=r"cannot be reached.*asked 1 times"):
+        server.unload_adapter("any")
+
+
+def test_a_version_that_was_refused_is_not_left_behind_either(
+    policy: Policy, fake: FakeVllm
+) -> None:
+    sampler = sampler_of(policy, fake)
+    fake.stuck_at = sampler.adapter
+    move(policy)
+    with pytest.raises(JobFailedError, match="stale adapter"):
+        sampler.refresh()
+    assert len(fake.names) == 2
+    del sampler
+    gc.collect()
+    assert fake.names == []
+
+
+def test_a_first_version_that_was_refused_is_not_left_behind_either(
+    policy: Policy, fake: FakeVllm
+) -> None:
+    fake.stuck_at = "none"
+    with pytest.raises(JobFailedError, match="stale adapter"):
+        sampler_of(policy, fake)
+    gc.collect()
+    assert len(fake.bodies(LOAD)) == 1 and fake.names == []
 
 
 def test_every_replica_gets_every_version(policy: Policy, fake: FakeVllm) -> None:
@@ -153,6 +216,54 @@ def test_other_processes_neither_write_nor_load(policy: Policy, fake: FakeVllm) 
     for sampler in (main, other):
         with pytest.raises(JobFailedError, match="stale adapter"):
             sampler.refresh()
+
+
+@contextmanager
+def files_are_small(num_bytes: int) -> Iterator[None]:
+    """No file of this process may grow larger, as on a disk that is full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_is_told_to_all_processes(policy: Policy, fake: FakeVllm) -> None:
+    """The adapter's writer has an exception of its own for it, which is no OSError."""
+    said: list[Any] = []
+    transcriber = Transcriber(tiny_tokenizer(), [2])
+    main, other = (
+        VllmSampler(policy, transcriber, [server_of(fake)], RULES, Broadcast(said, is_main))
+        for is_main in (True, False)
+    )
+    for sampler in (main, other):
+        with (
+            files_are_small(20_000),
+            pytest.raises(MachineError, match=r"cannot be written for vLLM: .*make room"),
+        ):
+            sampler.refresh()
+
+
+def test_any_other_failure_is_told_to_all_processes_too(
+    policy: Policy, fake: FakeVllm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[Any] = []
+    transcriber = Transcriber(tiny_tokenizer(), [2])
+    main, other = (
+        VllmSampler(policy, transcriber, [server_of(fake)], RULES, Broadcast(said, is_main))
+        for is_main in (True, False)
+    )
+
+    def fail(folder: Path) -> None:
+        raise ValueError("no such layer")
+
+    monkeypatch.setattr(policy, "save_adapter", fail)
+    for sampler in (main, other):
+        with pytest.raises(JobFailedError, match=r"ValueError: no such layer .*--resume"):
+            sampler.refresh()
+    assert isinstance(said[-1].__cause__, ValueError)
+    assert str(pickle.loads(pickle.dumps(said[-1]))) == str(said[-1])
 
 
 def test_a_replica_counts_as_stale_only_once_the_policy_moved() -> None:

@@ -116,7 +116,8 @@ def test_a_group_over_the_budget_is_cut_between_completions(
 def test_the_last_part_of_a_group_shares_its_micro_batch_with_the_next_group() -> None:
     large = make_training_group([make_completion((5, 6, 7))] * 3, (1.0, -1.0, 0.0), ordinal=0)
     small = make_training_group([make_completion((5,))], (1.0,), ordinal=1)
-    batches = micro_batches([large, small], 6, CPU)  # 2 + 2 + 2, then 2 + 2 with 2
+    parts = cut_to_budget([large, small], 6)
+    batches = micro_batches(parts, 6, CPU)  # 2 + 2 + 2, then 2 + 2 with 2
     found = [[(g.ordinal, g.first, len(g.rollouts)) for g in batch.groups] for batch in batches]
     assert found == [[(0, 0, 2)], [(0, 2, 1), (1, 0, 1)]]
     anchors = {0: [[-1.0] * 3, [-2.0] * 3, [-3.0] * 3], 1: [[-4.0]]}

@@ -8,18 +8,24 @@ import torch
 from made import FACTS, JOB, make_prompt
 from torch import Tensor
 
+import rft.head
+import rft.linear
+import rft.products
+from rft.errors import ModelError
 from rft.job import ModelSettings, parse_job, resolve_job
+from rft.linear import Product
 from rft.models import ModelSource, find_model, load_model
 from rft.packing import TokenGroup, pack
 from rft.policy import LoraShape, Policy, new_policy
 from rft.training.memory import (
     available_memory_bytes,
+    backward_weight_bytes,
     held_memory_bytes,
     largest_step_bytes,
     peak_memory_bytes,
 )
 from rft.training.setup import Workshop, activation_bytes_per_token, kv_bytes_per_token
-from tests.tiny import tiny_model, tiny_tokenizer
+from tests.tiny import tiny_model, tiny_policy, tiny_tokenizer
 
 CPU = torch.device("cpu")
 SOURCE = ModelSource("tiny", Path("/nowhere"), None, "tiny")
@@ -77,8 +83,8 @@ def test_checkpointing_keeps_a_fraction() -> None:
     assert measured_per_token(policy) < 0.3 * estimate
 
 
-def workshop_of(*overrides: str) -> tuple[Workshop, Policy]:
-    base = tiny_model(**WIDE)
+def workshop_of(*overrides: str, family: str = "llama") -> tuple[Workshop, Policy]:
+    base = tiny_model(family, **WIDE)
     job = parse_job(JOB, name="job.yaml", folder=Path("/jobs"), overrides=overrides)
     facts = replace(
         FACTS,
@@ -99,8 +105,65 @@ def test_the_largest_step_by_hand() -> None:
     per_token = 4 * 4 * (5 * 192 + 3 * 192 + 6 * 96 + 4 * 512)
     adapter = sum(parameter.numel() for parameter in policy.parameters().values()) * 4
     linear = 4 * 4 * (2 * 192 * 192 + 2 * 192 * 96 + 3 * 192 * 512)
-    expected = 1000 + kv + 56 * per_token + 4 * adapter + linear
+    head = 260 * 192 * 4
+    expected = 1000 + kv + 56 * per_token + 4 * adapter + linear + head
     assert largest_step_bytes(workshop, policy, held=1000) == expected
+
+
+def copied_for_backward(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Bytes of the layouts that a first backward pass makes and keeps, beside the weights there are; the
+    gradient is asked for down to the embeddings, so that the first layer is as the others."""
+    weights = {t.untyped_storage().data_ptr() for t in policy.base.parameters()}
+    copied: list[int] = []
+
+    class Noted(Product):
+        def __init__(self, matrix: Tensor, bias: Tensor | None = None):
+            super().__init__(matrix, bias)
+            if self.is_packed or matrix.untyped_storage().data_ptr() not in weights:
+                copied.append(matrix.nbytes)
+
+    for module in (rft.head, rft.products):
+        monkeypatch.setattr(module, "Product", Noted)
+    models = [policy.base, policy.merged.model] if policy.uses_merged else [policy.base]
+    for model in models:
+        model.get_input_embeddings().register_forward_hook(lambda *io: io[2].requires_grad_())
+    batch = pack([TokenGroup((5, 6, 7), ((8, 9), (10, 11)))], CPU)
+    with policy.updating():
+        policy.score(batch, 1.0).logprobs.sum().backward()
+    return sum(copied)
+
+
+@pytest.mark.parametrize("is_packed", [True, False], ids=["packed", "as on a device"])
+@pytest.mark.parametrize("family", ["llama", "phi3 sliding", "gpt_neox"])
+def test_weights_laid_out_for_the_backward_pass(
+    family: str, is_packed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The head's; on a CPU all of the merged copy's; elsewhere those alone that several layers share."""
+    monkeypatch.setattr(rft.linear, "packing_works", lambda: is_packed)
+    policy = tiny_policy(family)
+    _ = policy.head.product, policy.merged
+    expected = copied_for_backward(policy, monkeypatch)
+    assert backward_weight_bytes(policy) == expected
+    assert expected > 0 or (family != "llama" and not is_packed)
+
+
+def test_without_the_merged_copy_the_head_alone_is_laid_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    policy = new_policy(tiny_model(), LoraShape(rank=4, alpha=8, dropout=0.1), 0)
+    _ = policy.head.product, policy.merged
+    expected = copied_for_backward(policy, monkeypatch)
+    assert backward_weight_bytes(policy) == expected == 260 * 64 * 4
+    policy.stop_packing("a test")
+    assert backward_weight_bytes(policy) == 0
+
+
+def test_a_family_whose_head_is_not_known_has_an_estimate_too() -> None:
+    workshop, policy = workshop_of(family="recurrent_gemma")
+    with pytest.raises(ModelError):
+        policy.head  # noqa: B018
+    policy.stop_packing("its head is not known")
+    assert largest_step_bytes(workshop, policy, held=1000) > 1000
 
 
 def test_a_smaller_budget_or_checkpointing_makes_the_largest_step_smaller() -> None:
