@@ -62,7 +62,7 @@ def open_sampler(policy: Policy, transcriber: Transcriber, num_slots: int) -> Sa
     return uncached
 
 
-def slow_path_warnings(policy: Policy, sampler: Sampler | None = None) -> list[str]:
+def slow_path_warnings(policy: Policy, sampler: Sampler) -> list[str]:
     """What a person should know before a run on a slower path; nothing on the fast one."""
     if policy.why_unpacked is None:
         return []
@@ -75,8 +75,8 @@ def slow_path_warnings(policy: Policy, sampler: Sampler | None = None) -> list[s
     ]
 
 
-def _uncached_warning(sampler: Sampler | None) -> str:
-    why = sampler.facts.get("why_uncached") if sampler is not None else None
+def _uncached_warning(sampler: Sampler) -> str:
+    why = sampler.facts.get("why_uncached")
     if why is None:
         return ""
     return f"; and uncached, a pass over everything per token, as the model's own cache is not to be trusted ({why})"

@@ -87,7 +87,7 @@ def nucleus_mask(probabilities: Float[Tensor, "B V"], top_p: float) -> Bool[Tens
     """The fewest most probable tokens whose probabilities sum to at least top_p (Holtzman et al. 2020)."""
     ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
     sum_before = ordered.cumsum(-1) - ordered
-    keep = sum_before < top_p
+    keep = ~(sum_before >= top_p)  # what is no number stays, and is told of it later
     keep[:, 0] = True
     return torch.zeros_like(keep).scatter(-1, order, keep)
 

@@ -23,10 +23,7 @@ from rft.head import Head
 from rft.linear import Product
 from rft.rollout.draw import Drawn, draw
 from rft.rollout.invariance import ROW_MULTIPLE
-from rft.rollout.recorders import CudaRecorder as CudaRecorder
-from rft.rollout.recorders import Kernels, Recording
-from rft.rollout.recorders import Recorder as Recorder
-from rft.rollout.recorders import RecorderWithFallback as RecorderWithFallback
+from rft.rollout.recorders import Kernels, Recorder, Recording
 from rft.rollout.sampler import SamplingSettings
 from rft.rollout.slots import LENGTH_BUCKET, Slots
 

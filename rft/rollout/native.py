@@ -6,7 +6,6 @@ see only numbers of rows that `row_invariance` found safe, and attention runs pe
 B live rows, V vocabulary.
 """
 
-import math
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,20 +20,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rft.errors import ModelError
 from rft.linear import Product
 from rft.policy import Policy
 from rft.rollout.draw import Drawn, draw
-from rft.rollout.graphs import (
-    CudaRecorder,
-    DecodeGraphs,
-    Recorder,
-    RecorderWithFallback,
-    SlotStep,
-)
+from rft.rollout.graphs import DecodeGraphs, SlotStep
 from rft.rollout.invariance import RowInvariance, row_invariance
 from rft.rollout.randomness import uniforms
-from rft.rollout.sampler import Sampled, SampleRequest, SamplingSettings
+from rft.rollout.recorders import CudaRecorder, Recorder, RecorderWithFallback
+from rft.rollout.sampler import (
+    NotFiniteError,
+    Sampled,
+    SampleRequest,
+    SamplingSettings,
+    require_finite,
+)
 from rft.rollout.slots import Prefill, PromptPass, Slots
 from rft.rollout.transcribe import Transcriber
 
@@ -200,7 +199,7 @@ class NativeSampler:
             )
             logits = self._logits(hidden[0, (lengths.cumsum(0) - 1).to(device)])
             if not logits.isfinite().all():
-                raise _not_finite()
+                raise NotFiniteError
         return [
             (
                 _Live(index, sample, _uniforms_of(request, sample, settings), prefill.length),
@@ -263,8 +262,7 @@ class NativeSampler:
             row.logprobs.append(logprobs[index])
             if drawn.allowed_tokens is not None and settings.keeps_allowed_tokens:
                 row.allowed_tokens.append(drawn.allowed_tokens[index])
-        if not all(map(math.isfinite, logprobs)):
-            raise _not_finite()
+        require_finite(logprobs)
 
     def _retire(
         self,
@@ -307,14 +305,6 @@ class NativeSampler:
         num_rows = self.invariance.padded(len(hidden))
         spare = hidden[:1].expand(num_rows - len(hidden), -1)
         return self._policy.head.logits(torch.cat([hidden, spare]))[: len(hidden)]
-
-
-def _not_finite() -> ModelError:
-    return ModelError(
-        "the model's logits are not finite",
-        where="engine.model.dtype",
-        remedy="use float32 or bfloat16; if it is so already, the weights are damaged",
-    )
 
 
 def _inputs(live: list[_Live]) -> tuple[list[int], list[int], list[float]]:

@@ -92,7 +92,10 @@ def train(
         )
         assert choice is not None
         session = Session.open(workshop, policy, sampler, ranks, report, choice, job_text, stack)
-        for warning in (*slow_path_warnings(policy), *job_warnings(job, rows.train, rows.valid)):
+        for warning in (
+            *slow_path_warnings(policy, sampler),
+            *job_warnings(job, rows.train, rows.valid),
+        ):
             session.say("warn", warning)
         return session.run()
 

@@ -109,7 +109,7 @@ def test_a_fast_family_is_exact(family: str) -> None:
     policy = tiny_policy(family)
     sampler = opened(policy)
     assert isinstance(sampler, NativeSampler) and sampler.facts["sampler"] == "native"
-    assert policy.why_unpacked is None and slow_path_warnings(policy) == []
+    assert policy.why_unpacked is None and slow_path_warnings(policy, sampler) == []
     require_exact(policy, sampler)
 
 
@@ -121,7 +121,7 @@ def test_a_slow_family_is_exact_and_says_so(family: str) -> None:
     name = "plain" if family in SLOW_FAMILIES else "plain, uncached"
     assert sampler.facts["sampler"] == name
     assert sampler.facts["why_plain"]
-    (warning,) = slow_path_warnings(policy)
+    (warning,) = slow_path_warnings(policy, sampler)
     assert type(policy.base).__name__ in warning and "slower" in warning
     require_exact(policy, sampler)
 

@@ -201,3 +201,10 @@ def test_a_nucleus_is_drawn_at_its_renormalised_probabilities() -> None:
     counts = draw(logits, points, 1.0, 0.75).token_ids.bincount(minlength=4)
     assert counts[2:].tolist() == [0, 0]
     assert chi_square(counts[:2], torch.tensor([5 / 8, 3 / 8])) < 10.83
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.8])
+def test_what_is_no_number_is_not_hidden(top_p: float) -> None:
+    logits = torch.tensor([[0.0, float("nan"), 1.0], [0.0, 1.0, 2.0]])
+    drawn = draw(logits, torch.tensor([0.5, 0.5]), 1.0, top_p)
+    assert drawn.logprobs.isfinite().tolist() == [False, True]
