@@ -230,9 +230,9 @@ def test_files_that_are_missing_are_told_beside_faults_of_the_document(tmp_path:
 def test_what_is_only_not_built_is_a_not_yet_error(tmp_path: Path) -> None:
     path = write(tmp_path)
     with pytest.raises(NotYetError):
-        load_sound_job(path, ["engine.rollout.engine=vllm"])
+        load_sound_job(path, ["engine.model.dtype=float16"])
     with pytest.raises(JobError) as raised:
-        load_sound_job(path, ["engine.rollout.engine=vllm", "validation_file=no.jsonl"])
+        load_sound_job(path, ["engine.model.dtype=float16", "validation_file=no.jsonl"])
     assert not isinstance(raised.value, NotYetError)
 
 

@@ -42,6 +42,7 @@ DEFAULTS: dict[str, Any] = {
             "dtype": "auto",
             "device": "auto",
             "quantization": "none",
+            "sharding": "none",
             "trust_remote_code": False,
             "chat_template": None,
             "chat_template_kwargs": {},
