@@ -1,7 +1,7 @@
 """Does vLLM answer with the policy that the trainer holds? Asked after each adapter sync.
 
 Both sides give log p(candidate | prompt) for the same fixed prompts and candidates; P·C numbers. A
-stale adapter (vLLM pull request 41482, ART issue 661) is served without a word otherwise.
+stale adapter is served without a word otherwise, as more than one trainer found out late.
 """
 
 from dataclasses import dataclass

@@ -24,6 +24,9 @@ TRL_SIDES = ("trl_tuned", "trl_stock")
 NUM_STEPS = 64
 """Steps of prompts that the other side is given: more than any mode runs."""
 
+LEFT_OUT = ("train", "valid", "model_folder")
+"""Settings that are rows, or a place on one machine."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -110,7 +113,7 @@ class Bench:
             "medians": middle,
             "peak_memory": self.peaks,
             "facts": self.facts,
-            "settings": {k: v for k, v in self.settings.items() if k not in ("train", "valid")},
+            "settings": {k: v for k, v in self.settings.items() if k not in LEFT_OUT},
             "samples": self.samples,
         }
 
