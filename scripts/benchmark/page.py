@@ -13,6 +13,7 @@ Written by `scripts/bench page` from the JSON beside it. rft and TRL ran in turn
 prompts and settings; every ratio says how many times better rft is. TRL in its two settings: *stock* is one
 micro-batch of 64 and its defaults, *tuned* is micro-batches of 8 in float32 without checkpointing and dropout;
 speed is compared with the faster one, memory with the leaner one.
+Where a result has no row `trl_stock`, that setting was left out of the call (`--no-stock`).
 
 - `step`, `sampler`, `train`: learning rate 0, natural lengths, no group skipped. TRL computes groups without signal
   anyway; in rft their advantages become ±1e-6 in turn.
