@@ -8,7 +8,8 @@ RftError
 │   ├── ModelError           a model that cannot be found, read or trained
 │   ├── RunError             a run folder or a checkpoint in it
 │   └── NotYetError          a legal request that is not built yet
-├── MachineError         3   the machine lacks something: disk, memory, a package, a device
+├── MachineError         3   the machine lacks something: memory, a package, a device
+│   └── DiskError            the disk refuses: full, quota, broken, not permitted; a running job pauses (75)
 ├── JobFailedError       4   the job started and could not go on
 └── PausedError         75   the job stopped on request and can be resumed
 """
@@ -81,6 +82,10 @@ class MachineError(RftError):
     """The machine lacks something the job needs."""
 
     exit_code = 3
+
+
+class DiskError(MachineError):
+    """The disk is full, broken or may not be written; a job that runs pauses over it."""
 
 
 class JobFailedError(RftError):

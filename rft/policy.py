@@ -24,6 +24,7 @@ from peft import (
     set_peft_model_state_dict,
 )
 from peft.tuners.lora import LoraLayer
+from safetensors.torch import save
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -224,16 +225,27 @@ class Policy:
             if isinstance(module, torch.nn.Dropout) and ".lora_dropout." in name
         ]
 
+    def adapter_files(self, tensors: Mapping[str, Tensor] | None = None) -> dict[str, bytes]:
+        """The files of a PEFT folder that `PeftModel.from_pretrained` loads, of this adapter or of other
+        weights for it, by the names of `adapter_tensors`."""
+        weights = self.adapter_tensors() if tensors is None else tensors
+        on_host = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+        config = self.model.peft_config[ADAPTER]
+        document = {
+            **json.loads(json.dumps(config.to_dict(), default=sorted)),
+            "base_model_name_or_path": config.base_model_name_or_path or self.base.name_or_path,
+            "inference_mode": True,
+        }
+        return {
+            "adapter_model.safetensors": save(on_host, metadata={"format": "pt"}),
+            "adapter_config.json": json.dumps(_sorted_lists(document), indent=2).encode() + b"\n",
+        }
+
     def save_adapter(self, folder: Path) -> None:
-        """Write the adapter as a PEFT folder that `PeftModel.from_pretrained` loads."""
-        self.model.save_pretrained(
-            str(folder), selected_adapters=[ADAPTER], save_embedding_layers=False
-        )
-        (folder / "README.md").unlink(missing_ok=True)
-        config = folder / "adapter_config.json"
-        config.write_text(
-            json.dumps(_sorted_lists(json.loads(config.read_text())), indent=2) + "\n"
-        )
+        """Write the adapter as a PEFT folder. Raises OSError when the disk refuses."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in self.adapter_files().items():
+            (folder / name).write_bytes(content)
 
     def adapter_tensors(self) -> dict[str, Tensor]:
         """The adapter's weights by the names a PEFT folder gives them."""

@@ -1,4 +1,4 @@
-"""`rft runs`: look at runs, finished or not."""
+"""`rft runs`: look at runs, finished or not, and stop or take them up."""
 
 from dataclasses import asdict
 from datetime import datetime
@@ -7,27 +7,19 @@ from typing import Annotated, Any
 
 import typer
 
+from rft.cli.control import RunName, cancel, pause, resume
 from rft.cli.grading_errors import errors
 from rft.cli.output import Json, Reply, stdout_screen
 from rft.cli.summary import answer_lines, last_message, summary_lines
 from rft.cli.text import decimal, indented, shorten, signed, table
-from rft.errors import NotYetError, RunError
+from rft.errors import RunError
 from rft.runs.compare import Comparison, compare_evaluations
 from rft.runs.layout import RUNS_FOLDER
 from rft.runs.reader import Checkpoint, Run, list_runs, open_run
 
-RunName = Annotated[
-    str, typer.Argument(metavar="RUN", help="A run's name below runs/, or the path of its folder.")
-]
 RunAtStep = Annotated[
     str, typer.Argument(metavar="RUN[@STEP]", help="A run and one of its evaluations, or @best.")
 ]
-
-LATER = {
-    "pause": "press Ctrl-C in the terminal of the job, or send its process SIGTERM",
-    "resume": "use: rft train JOB.yaml --resume --run-dir RUN",
-    "cancel": "stop its process; the run stays where it is",
-}
 
 
 def commands() -> typer.Typer:
@@ -111,7 +103,7 @@ def checkpoints(name: RunName, as_json: Json = False) -> Reply:
         (
             str(checkpoint.step),
             decimal(checkpoint.valid_reward_mean),
-            "best" if checkpoint == best else "",
+            "best" if checkpoint == best else "paused here" if checkpoint.is_pause else "",
             str(checkpoint.folder),
         )
         for checkpoint in run.checkpoints()
@@ -202,29 +194,6 @@ def compare(
     if changes := answer_lines(comparison.most_changed(limit), width):
         lines += ["", *changes]
     return Reply({"before": before, "after": after, **asdict(comparison)}, lines, as_json)
-
-
-def pause(name: RunName, as_json: Json = False) -> Reply:
-    """Not built yet: pause a run from outside."""
-    raise _not_yet("pause", name)
-
-
-def resume(
-    name: RunName,
-    fork: Annotated[bool, typer.Option("--fork", help="Go on in a copy of the run.")] = False,
-    as_json: Json = False,
-) -> Reply:
-    """Not built yet: resume a run by name."""
-    raise _not_yet("resume", name)
-
-
-def cancel(name: RunName, as_json: Json = False) -> Reply:
-    """Not built yet: cancel a run from outside."""
-    raise _not_yet("cancel", name)
-
-
-def _not_yet(command: str, name: str) -> NotYetError:
-    return NotYetError(f"rft runs {command} is not built yet", where=name, remedy=LATER[command])
 
 
 def _evaluation(reference: str) -> list[dict[str, Any]]:

@@ -137,10 +137,7 @@ def _next_commands(run: Run, status: RunStatus) -> list[str]:
     if "grades failed" in _reason(status):
         commands.append(f"rft runs errors {name}")
     if status.status in ("paused", "failed"):
-        commands.append(
-            f"rft train {shlex.quote(str(run.folder.resolved_job))} --resume"
-            f" --run-dir {shlex.quote(str(run.folder.root))}" + _larger_budget(status)
-        )
+        commands.append(f"rft runs resume {name}" + _larger_budget(status))
     if run.best_checkpoint() is not None:
         commands.append(f"rft generate {name} {shlex.quote(_example_prompt(run))}")
         if start_to_best(run) is not None:

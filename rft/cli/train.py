@@ -1,7 +1,7 @@
 """`rft train`: the main job, in this process or over several."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +13,8 @@ from rft.cli.output import Json, Reply, Screen, stdout_screen
 from rft.cli.probe import JobFile, Overrides
 from rft.cli.summary import summary_lines
 from rft.errors import PausedError, RftError
-from rft.runs.layout import RunFolder, refuse_existing
+from rft.runs.layout import RUNS_FOLDER, RunFolder, newest_run, refuse_existing
+from rft.runs.lock import refuse_held
 from rft.runs.reader import Run
 
 if TYPE_CHECKING:
@@ -36,9 +37,10 @@ def train(
     processes: Annotated[
         int, typer.Option(min=1, max=1024, help="Processes to train with, one per GPU.")
     ] = 1,
+    is_fork: Annotated[bool, typer.Option("--is-fork", hidden=True)] = False,
     as_json: Json = False,
 ) -> Reply | int:
-    """Train a model on a job. Ctrl-C pauses it at the next step; --resume goes on from there.
+    """Train a model on a job. Ctrl-C pauses it; --resume goes on from there.
 
     \b
     Example:
@@ -47,29 +49,60 @@ def train(
       rft train job.yaml --resume
       rft train job.yaml --processes 4
     """
+    order = Order(job_file, tuple(overrides or ()), run_dir, resume, is_fork)
+    return run_job(order, processes, as_json)
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """A job to run, as the command line asks for it."""
+
+    job_file: Path
+    overrides: tuple[str, ...]
+    run_dir: Path | None
+    resume: bool
+    is_fork: bool = False
+    """Whether the run is a copy that may go on with another job."""
+
+    def arguments(self, as_json: bool) -> list[str]:
+        """The same command for each process of a launch."""
+        options: list[Any] = ["--run-dir", self.run_dir] if self.run_dir is not None else []
+        options += ["--resume"] if self.resume else []
+        options += ["--is-fork"] if self.is_fork else []
+        options += ["--json"] if as_json else []
+        return ["train", *map(str, options), "--", str(self.job_file), *self.overrides]
+
+
+def run_job(order: Order, processes: int, as_json: bool) -> Reply | int:
+    """Train in this process, or start as many as are asked for; refused at once where another process
+    writes to the run."""
     from rft.data import load_sound_job
 
-    job = load_sound_job(job_file, overrides or ())
+    job = load_sound_job(order.job_file, order.overrides)
     from rft.cli import launch
 
     if not launch.is_launched():
-        refuse_existing(run_dir, resume)
+        refuse_existing(order.run_dir, order.resume)
+        folder = (order.run_dir or newest_run(job.suffix, RUNS_FOLDER)) if order.resume else None
+        if folder is not None:
+            refuse_held(RunFolder(folder).lock)
     if processes > 1 and not launch.is_launched():
-        arguments = _child_arguments(job_file, overrides or [], run_dir, resume, as_json)
-        return launch.launch(job, arguments, processes, run_dir, resume)
+        arguments = order.arguments(as_json)
+        return launch.launch(job, arguments, processes, order.run_dir, order.resume)
 
     from rft.training.report import Silent
-    from rft.training.session import train as train_session
+    from rft.training.start import train as train_session
 
     screen = stdout_screen(as_json)
     report = LiveReport(screen)
     try:
         outcome = train_session(
             job,
-            job_text=job_file.read_text(encoding="utf-8-sig"),
-            run_folder=run_dir,
-            resume=resume,
+            job_text=order.job_file.read_text(encoding="utf-8-sig"),
+            run_folder=order.run_dir,
+            resume=order.resume,
             report=Silent() if other_rank() else report,
+            is_fork=order.is_fork,
         )
     except PausedError:
         if report.outcome is None:
@@ -94,13 +127,3 @@ def _reply(outcome: "Outcome", screen: Screen, as_json: bool) -> Reply:
         for key, value in asdict(outcome).items()
     }
     return Reply(document, lines, as_json, EXIT_CODES[outcome.status])
-
-
-def _child_arguments(
-    job_file: Path, overrides: list[str], run_dir: Path | None, resume: bool, as_json: bool
-) -> list[str]:
-    """The same command for each process of a launch."""
-    options: list[Any] = ["--run-dir", run_dir] if run_dir is not None else []
-    options += ["--resume"] if resume else []
-    options += ["--json"] if as_json else []
-    return ["train", *map(str, options), "--", str(job_file), *overrides]

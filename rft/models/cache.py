@@ -9,7 +9,8 @@ from filelock import FileLock
 from safetensors import SafetensorError
 
 from rft.errors import MachineError
-from rft.runs.folders import adopt, manifest_faults, remove_folder, sweep, temporary_folder
+from rft.runs import disk
+from rft.runs.folders import adopt, manifest_faults
 
 SOURCE = "source.json"
 FORMAT = 1
@@ -35,7 +36,7 @@ def make_once(folder: Path, make: Callable[[Path], None], source_sha256: str) ->
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.parent / ".lock"):
             if not is_made(folder, source_sha256):
-                sweep(folder.parent)  # what a killed process left; nobody else writes now
+                disk.sweep(folder.parent)  # what a killed process left; nobody else writes now
                 _make(folder, make, source_sha256)
     except (OSError, SafetensorError) as error:
         raise MachineError(
@@ -57,11 +58,11 @@ def is_made(folder: Path, source_sha256: str) -> bool:
 
 
 def _make(folder: Path, make: Callable[[Path], None], source_sha256: str) -> None:
-    temporary = temporary_folder(folder)
+    temporary = disk.temporary_folder(folder)
     try:
         make(temporary)
     except BaseException:
-        remove_folder(temporary)
+        disk.remove_folder(temporary)
         raise
     adopt(temporary, folder, {SOURCE: _stamp(source_sha256).encode()})
 

@@ -6,6 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from rft.failpoints import reach
 from rft.graders import Grader
 from rft.graders.cache import GradeCache, PendingGrade
 from rft.graders.sample import text_sample
@@ -67,8 +68,10 @@ class Collector:
                 sample = text_sample(completion.output_text, completion.finish_reason)
                 item = draws[sampled.request].prompt.example.item
                 completions[place] = completion
+                reach("rollout.sampled")
                 pending[place] = self._grades.submit(sample, item, pool)
             grades = self._await(pending)
+        reach("rollout.graded")
         return [
             Group(
                 draw.ordinal,

@@ -3,7 +3,8 @@
 import os
 from pathlib import Path
 
-from rft.runs.folders import disk_error
+from rft.errors import DiskError
+from rft.runs import disk
 
 
 class AppendedFile:
@@ -11,35 +12,44 @@ class AppendedFile:
 
     def __init__(self, path: Path):
         self._path = path
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        self._descriptor = self._open()
         content = path.read_bytes()
         self.size = content.rfind(b"\n") + 1
         os.ftruncate(self._descriptor, self.size)
 
     def append(self, line: bytes) -> None:
-        """Add one whole line; when the disk refuses, MachineError and the file as before."""
+        """Add one whole line; when the disk refuses, DiskError and the file as before."""
         try:
-            written = os.write(self._descriptor, line)
-            if written < len(line):
-                # only a full disk or a quota ends a write early; the second write says which
-                written += os.write(self._descriptor, line[written:])
-        except OSError as error:
+            disk.append(self._descriptor, line, self._path)
+        except DiskError:
             os.ftruncate(self._descriptor, self.size)
-            raise disk_error(error, self._path) from error
-        self.size += written
+            raise
+        self.size += len(line)
 
-    def cut(self, size: int) -> None:
-        """Drop what stands beyond `size` bytes."""
+    def cut(self, size: int, kept: bytes = b"") -> None:
+        """Drop what stands beyond `size` bytes, but for the lines `kept`, in one move."""
         self.size = min(self.size, size)
-        os.ftruncate(self._descriptor, self.size)
+        if not kept:
+            os.ftruncate(self._descriptor, self.size)
+            return
+        disk.replace(self._path, self._path.read_bytes()[: self.size] + kept)
+        self.close()
+        self._descriptor = self._open()
+        self.size += len(kept)
+
+    def beyond(self, size: int) -> bytes:
+        """What stands beyond `size` bytes."""
+        return self._path.read_bytes()[size : self.size]
 
     def sync(self) -> None:
-        try:
-            os.fsync(self._descriptor)
-        except OSError as error:
-            raise disk_error(error, self._path) from error
+        disk.sync(self._descriptor, self._path)
 
     def close(self) -> None:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
+
+    def _open(self) -> int:
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        with disk.told_as_disk_error(self._path):
+            return os.open(self._path, flags, 0o644)

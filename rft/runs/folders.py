@@ -3,71 +3,57 @@
 A folder without a valid `manifest.json` does not exist for readers.
 """
 
-import errno
 import hashlib
-import os
 import shutil
-import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from rft.errors import MachineError
-from rft.runs.documents import json_bytes, read_document, sync_folder
+from rft.failpoints import reach
+from rft.runs import disk
+from rft.runs.documents import json_bytes, read_document
 
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1
 
-FileContent = bytes | Callable[[Path], None]
-"""What a file is to hold, or a function that writes it to a path."""
 
+def write_folder(path: Path, files: Mapping[str, bytes]) -> str:
+    """Write a folder of files at once; what stood there before is replaced. Gives the SHA-256 of its
+    manifest, which says all of the folder.
 
-def write_folder(path: Path, files: Mapping[str, FileContent]) -> None:
-    """Write a folder of files at once; what stood there before is replaced.
-
-    Raises MachineError when the disk refuses; nothing is left behind then.
+    Raises DiskError when the disk refuses; nothing is left behind then.
     """
-    adopt(temporary_folder(path), path, files)
-
-
-def temporary_folder(path: Path) -> Path:
-    """Create an empty folder beside `path`, to be filled and handed to `adopt`."""
-    folder = path.parent / f".tmp-{path.name}-{uuid.uuid4().hex}"
+    folder = disk.temporary_folder(path)
     try:
-        folder.mkdir(parents=True)
-    except OSError as error:
-        raise disk_error(error, path) from error
-    return folder
+        reach("save.begun")
+        entries = []
+        for name, content in sorted(files.items()):
+            disk.make_folder((folder / name).parent)
+            disk.write(folder / name, content)
+            entries.append(_entry(name, len(content), hashlib.sha256(content).hexdigest()))
+        reach("save.written")
+        return _seal(folder, path, entries)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
-def adopt(folder: Path, path: Path, files: Mapping[str, FileContent] | None = None) -> None:
-    """Make a folder from `temporary_folder(path)` durable under its final name, with `files` added.
+def adopt(folder: Path, path: Path, files: Mapping[str, bytes] | None = None) -> None:
+    """Make a filled folder from `disk.temporary_folder(path)` durable under its final name, with `files`
+    added.
 
-    Raises MachineError when the disk refuses, and whatever else a writing function raises; the
-    folder is gone then.
+    Raises DiskError when the disk refuses; the folder is gone then.
     """
     try:
         for name, content in (files or {}).items():
-            _write(folder / name, content)
-        names = _names(folder)
-        entries = [_sealed(folder, name) for name in names]
-        manifest = {"schema_version": SCHEMA_VERSION, "files": entries}
-        _write(folder / MANIFEST, json_bytes(manifest, indent=1))
-        _sync(folder / MANIFEST)
-        for inner in sorted({(folder / name).parent for name in names} | {folder}):
-            sync_folder(inner)
-        if path.exists():
-            remove_folder(path)
-        folder.rename(path)
-        sync_folder(path.parent)
-    except OSError as error:
+            disk.write(folder / name, content)
+        entries = []
+        for name in _names(folder):
+            disk.sync_file(folder / name)
+            entries.append(_entry(name, (folder / name).stat().st_size, _sha256(folder / name)))
+        _seal(folder, path, entries)
+    except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
-        raise disk_error(error, path) from error
-    except BaseException as error:
-        shutil.rmtree(folder, ignore_errors=True)
-        # safetensors reports a full disk as an error of its own
-        if "no space left" in str(error).lower():
-            raise disk_error(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), path) from error
         raise
 
 
@@ -93,64 +79,44 @@ def manifest_faults(path: Path) -> list[str]:
         return [f"{MANIFEST} is damaged"]
     if manifest.get("schema_version") != SCHEMA_VERSION:
         return [f"{MANIFEST} has schema version {manifest.get('schema_version')!r}, not 1"]
+    # any byte that differs from how it is written, and still is JSON, is damage too
+    if _manifest_bytes(entries) != (path / MANIFEST).read_bytes():
+        return [f"{MANIFEST} is damaged"]
     return [fault for entry in entries for fault in _size_faults(path, entry)]
 
 
-def remove_folder(path: Path) -> None:
-    """Delete a folder so that no reader ever sees half of it."""
-    trash = path.parent / f".trash-{path.name}-{uuid.uuid4().hex}"
-    try:
-        path.rename(trash)
-    except FileNotFoundError:
-        return
-    shutil.rmtree(trash, ignore_errors=True)
+def manifest_sha256(path: Path) -> str | None:
+    """What `write_folder` gave when it wrote the folder; None without a manifest."""
+    manifest = path / MANIFEST
+    return _sha256(manifest) if manifest.is_file() else None
 
 
-def sweep(parent: Path) -> None:
-    """Delete what broken-off writes and deletions left in a folder; only for the one writer."""
-    if not parent.is_dir():
-        return
-    for entry in parent.iterdir():
-        if entry.name.startswith((".tmp-", ".trash-")):
-            if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry, ignore_errors=True)
-            else:
-                entry.unlink(missing_ok=True)
+def _seal(folder: Path, path: Path, entries: list[dict[str, Any]]) -> str:
+    """Write the manifest of a temporary folder and give the folder its name."""
+    content = _manifest_bytes(entries)
+    disk.write(folder / MANIFEST, content)
+    for inner in sorted({(folder / entry["name"]).parent for entry in entries} | {folder}):
+        disk.sync_folder(inner)
+    reach("save.sealed")
+    if path.exists():
+        disk.remove_folder(path)
+    disk.rename(folder, path)
+    reach("save.renamed")
+    return hashlib.sha256(content).hexdigest()
 
 
-def disk_error(error: OSError, path: Path) -> MachineError:
-    """A refusal of the disk in words a person can act on."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        remedy = "free some space; what was saved before is untouched"
-    else:
-        remedy = "check that the folder may be written"
-    return MachineError(f"cannot write: {error.strerror or error}", where=str(path), remedy=remedy)
+def _manifest_bytes(entries: list[dict[str, Any]]) -> bytes:
+    return json_bytes({"schema_version": SCHEMA_VERSION, "files": entries}, indent=1)
 
 
-def _write(path: Path, content: FileContent) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if callable(content):
-        content(path)
-    else:
-        path.write_bytes(content)
+def _entry(name: str, size: int, sha256: str) -> dict[str, Any]:
+    return {"name": name, "size": size, "sha256": sha256}
 
 
 def _names(folder: Path) -> list[str]:
     """The files below a folder, as relative posix paths in order."""
     files = (path for path in folder.rglob("*") if path.is_file())
     return sorted(path.relative_to(folder).as_posix() for path in files)
-
-
-def _sealed(folder: Path, name: str) -> dict[str, Any]:
-    """The manifest entry of a file, once the file is durable."""
-    path = folder / name
-    _sync(path)
-    return {"name": name, "size": path.stat().st_size, "sha256": _sha256(path)}
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as stream:
-        os.fsync(stream.fileno())
 
 
 def _sha256(path: Path) -> str:

@@ -43,6 +43,16 @@ class RunFolder:
         return self.root / "lock"
 
     @property
+    def request(self) -> Path:
+        """What somebody asks the run's process to do."""
+        return self.root / "request.json"
+
+    @property
+    def reserve(self) -> Path:
+        """Space for last words on a full disk."""
+        return self.root / "reserve"
+
+    @property
     def events(self) -> Path:
         return self.root / "events.jsonl"
 
@@ -83,6 +93,11 @@ class RunFolder:
         return self.states / f"step_{step}"
 
     @property
+    def newest_state(self) -> Path:
+        """Names the state that was saved last."""
+        return self.states / "latest.json"
+
+    @property
     def is_run(self) -> bool:
         """Whether a run was begun here."""
         return self.state.is_file() or self.lock.is_file()
@@ -109,6 +124,11 @@ def numbered_runs(suffix: str, parent: Path) -> list[int]:
     pattern = re.compile(rf"{re.escape(suffix)}-(\d+)")
     names = os.listdir(parent) if parent.is_dir() else []
     return sorted(int(match[1]) for name in names if (match := pattern.fullmatch(name)))
+
+
+def numbered_name(name: str) -> str:
+    """The suffix of a run's name: `capitals-3` → `capitals`."""
+    return re.sub(r"-\d+$", "", name)
 
 
 def newest_run(suffix: str, parent: Path) -> Path | None:

@@ -71,6 +71,15 @@ def is_held(path: Path) -> bool:
     return False
 
 
+def refuse_held(path: Path) -> None:
+    """Raise RunError, naming the holder, when a live process holds the lock of a run."""
+    give_up_at = time.monotonic() + PATIENCE_SECONDS
+    while is_held(path):
+        if time.monotonic() >= give_up_at:
+            raise _in_use(path)
+        time.sleep(0.02)
+
+
 def _in_use(path: Path) -> RunError:
     holder = read_document(path)
     since = holder.get("created_at")
@@ -83,5 +92,5 @@ def _in_use(path: Path) -> RunError:
     return RunError(
         f"the run is in use by {who}",
         where=str(path.parent),
-        remedy="wait for it or stop it, or start another run without --run-dir",
+        remedy="pause it first: rft runs pause, or start another run without --run-dir",
     )

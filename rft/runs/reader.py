@@ -47,6 +47,8 @@ class Checkpoint:
     metrics: Mapping[str, Any]
     created_at: int | None
     """Seconds since 1970."""
+    is_pause: bool = False
+    """It was made because the run paused there, not for its reward."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +85,12 @@ class Run:
         return list(read_lines(self.folder.metrics))
 
     def events(self) -> list[dict[str, Any]]:
-        """The lines of events.jsonl, oldest first."""
-        return list(read_lines(self.folder.events))
+        """The lines of events.jsonl, oldest first, and the newest one that only state.json has yet."""
+        found = list(read_lines(self.folder.events))
+        newest = read_document(self.folder.state).get("event")
+        if not isinstance(newest, dict) or newest.get("id") in {e.get("id") for e in found}:
+            return found
+        return [*found, newest]
 
     def sample_steps(self) -> list[int]:
         return steps_in(self.folder.samples, ".parquet")
@@ -107,10 +113,12 @@ class Run:
         folders = [
             (step, self.folder.checkpoint(step)) for step in steps_in(self.folder.checkpoints)
         ]
-        return [_checkpoint(step, path) for step, path in folders if not manifest_faults(path)]
+        found = [_checkpoint(step, path) for step, path in folders if not manifest_faults(path)]
+        return [checkpoint for checkpoint in found if checkpoint is not None]
 
     def best_checkpoint(self) -> Checkpoint | None:
-        """The one state.json names, else the highest validation reward, the later of equals."""
+        """The one state.json names, else the highest validation reward, the later of equals, else the
+        newest of a run that has paused before any evaluation."""
         checkpoints = self.checkpoints()
         named = (read_document(self.folder.state).get("best") or {}).get("step")
         for checkpoint in checkpoints:
@@ -217,8 +225,11 @@ def shown_steps(steps: list[int]) -> str:
     return f"{', '.join(map(str, steps[:3]))}, …, {', '.join(map(str, steps[-6:]))}"
 
 
-def _checkpoint(step: int, folder: Path) -> Checkpoint:
+def _checkpoint(step: int, folder: Path) -> Checkpoint | None:
+    """The checkpoint in a folder; None when it says that it is another step's."""
     document = read_document(folder / "checkpoint.json")
+    if document.get("step") != step:
+        return None
     reward = document.get("valid_reward_mean")
     metrics = document.get("metrics")
     return Checkpoint(
@@ -227,6 +238,7 @@ def _checkpoint(step: int, folder: Path) -> Checkpoint:
         valid_reward_mean=float(reward) if isinstance(reward, int | float) else None,
         metrics=metrics if isinstance(metrics, dict) else {},
         created_at=document.get("created_at"),
+        is_pause=document.get("is_pause") is True,
     )
 
 

@@ -1,7 +1,7 @@
 """Samples and evaluations as parquet files: one row per completion."""
 
+import io
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 
 from rft.errors import RunError
-from rft.runs.documents import finite, json_bytes, sync_folder
+from rft.runs import disk
+from rft.runs.documents import finite, json_bytes
 
 JSON_COLUMNS = frozenset({"messages", "sub_rewards", "errors", "item"})
 """Columns whose values are kept as JSON text. `errors` holds details by flag by the part of a multi
@@ -47,20 +48,16 @@ EVALUATION_SCHEMA = pa.schema([("step", pa.int64()), *_COMPLETION, ("item", pa.s
 def write_table(path: Path, schema: pa.Schema, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write rows whole or not at all; a value that is absent or not finite is null.
 
-    Raises ValueError when a row has a column the schema lacks.
+    Raises ValueError when a row has a column the schema lacks, DiskError when the disk refuses.
     """
     unknown = sorted({key for row in rows for key in row} - set(schema.names))
     if unknown:
         raise ValueError(f"columns {unknown} are not among {schema.names}")
     columns = {name: [_stored(name, row.get(name)) for row in rows] for name in schema.names}
     table = pa.table(columns, schema=schema)
-    temporary = path.with_name(f".tmp-{path.name}")
-    with temporary.open("wb") as stream:
-        parquet.write_table(table, stream, compression="zstd")
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, path)
-    sync_folder(path.parent)
+    content = io.BytesIO()
+    parquet.write_table(table, content, compression="zstd")
+    disk.replace(path, content.getvalue())
 
 
 def count_rows(path: Path) -> int:

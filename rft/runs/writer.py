@@ -3,22 +3,44 @@
 import csv
 import os
 import socket
+import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from rft.errors import RunError
+from rft.runs import disk
 from rft.runs.appended import AppendedFile
-from rft.runs.documents import finite, json_bytes, read_document, read_lines, replace_file
-from rft.runs.folders import disk_error, sweep
+from rft.runs.documents import finite, json_bytes, parsed_lines, read_document, read_lines
 from rft.runs.layout import RunFolder, steps_in
 from rft.runs.lock import RunLock
 from rft.runs.results import csv_line, results_columns
 from rft.runs.tables import EVALUATION_SCHEMA, SAMPLES_SCHEMA, write_table
 
 Level = Literal["info", "warn", "error"]
-Status = Literal["validating_files", "running", "paused", "succeeded", "failed", "cancelled"]
+Status = Literal[
+    "validating_files", "queued", "running", "pausing", "paused", "succeeded", "failed", "cancelled"
+]
+
+BEGUN = frozenset({"validating_files", "queued", "running", "pausing"})
+"""Statuses of a run that a process is at work on, or was when it died."""
+
+FOLLOWING: Mapping[str | None, frozenset[str]] = {
+    None: frozenset({"validating_files"}),
+    "validating_files": frozenset({"queued", "paused", "failed", "cancelled"}),
+    "queued": frozenset({"running", "pausing", "paused", "failed", "cancelled"}),
+    "running": frozenset({"running", "pausing", "paused", "succeeded", "failed", "cancelled"}),
+    "pausing": frozenset({"paused", "failed", "cancelled"}),
+    "paused": frozenset({"validating_files", "cancelled"}),
+    "failed": frozenset({"validating_files", "cancelled"}),
+    "succeeded": frozenset(),
+    "cancelled": frozenset(),
+}
+"""What may come after each status; a run whose process died may begin again too."""
+
+RESERVE_BYTES = 64 * 1024
+"""Held on disk so that a run can still say that the disk is full."""
 
 MAX_SAMPLES_FILES = 200
 MAX_EVALUATION_FILES = 100
@@ -27,8 +49,8 @@ MAX_EVALUATION_FILES = 100
 class RunWriter:
     """Writes a run folder and holds its lock for as long as it is open.
 
-    Every line is on its way to the disk when a call returns, and durable after `status` and
-    `positions`. Raises RunError when another process writes to the folder, and MachineError when
+    Every line is on its way to the disk when a call returns, and durable after `status`. Raises
+    RunError when another process writes to the folder, and DiskError when
     the disk refuses.
     """
 
@@ -41,29 +63,39 @@ class RunWriter:
         self.folder = RunFolder(folder)
         self._clock = clock
         self._columns = results_columns(grader_parts)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
+        self._telling = threading.Lock()
+        disk.make_folder(folder)
+        with disk.told_as_disk_error(folder):
             self._lock = RunLock(self.folder.lock)
             try:
                 self._open()
             except BaseException:
                 self._lock.close()
                 raise
-        except OSError as error:
-            raise disk_error(error, folder) from error
 
     def _open(self) -> None:
         folder = self.folder
-        sweep(folder.root)
+        disk.sweep(folder.root)
+        disk.remove_file(folder.request)
         for inner in (folder.samples, folder.evaluations, folder.checkpoints, folder.states):
             inner.mkdir(exist_ok=True)
-            sweep(inner)
+            disk.sweep(inner)
+        if not folder.reserve.is_file():
+            disk.write(folder.reserve, b"\0" * RESERVE_BYTES)
         self._events = AppendedFile(folder.events)
         self._metrics = AppendedFile(folder.metrics)
         self._results = AppendedFile(folder.results)
         self._begin_results()
-        self._num_events = sum(1 for _ in read_lines(folder.events))
+        self._num_events = _last_number(read_lines(folder.events))
         self._state = read_document(folder.state)
+        self._add_event_of_state()
+
+    def _add_event_of_state(self) -> None:
+        """state.json and the event of its status are one write; the list of events follows it."""
+        event = self._state.get("event")
+        if isinstance(event, dict) and _number(event) > self._num_events:
+            self._events.append(_json_line(event))
+            self._num_events = _number(event)
 
     @property
     def state(self) -> Mapping[str, Any]:
@@ -90,21 +122,9 @@ class RunWriter:
         type: Literal["message", "metrics"] = "message",
         data: Mapping[str, Any] | None = None,
     ) -> None:
-        """Append an event in the product's shape."""
-        self._num_events += 1
-        self._events.append(
-            _json_line(
-                {
-                    "object": "fine_tuning.job.event",
-                    "id": f"ftevent-{self._num_events}",
-                    "created_at": int(self._clock()),
-                    "level": level,
-                    "message": message,
-                    "type": type,
-                    "data": data,
-                }
-            )
-        )
+        """Append an event in the product's shape; also from another thread."""
+        with self._telling:
+            self._events.append(_json_line(self._next_event(level, message, type, data)))
 
     def metrics(self, row: Mapping[str, Any]) -> None:
         """Append the flat metrics of a step (it must hold `step`); a non-finite number is null."""
@@ -127,7 +147,7 @@ class RunWriter:
         path = self.folder.samples_file(step)
         self._table(path, SAMPLES_SCHEMA, step, rows)
         for old in steps_in(self.folder.samples, ".parquet")[:-MAX_SAMPLES_FILES]:
-            self.folder.samples_file(old).unlink(missing_ok=True)
+            disk.remove_file(self.folder.samples_file(old))
 
     def evaluation(
         self, step: int, rows: Sequence[Mapping[str, Any]], keep: Collection[int] = ()
@@ -141,23 +161,31 @@ class RunWriter:
         steps = steps_in(self.folder.evaluations, ".parquet")
         droppable = [old for old in steps if old not in {0, step, *keep}]
         for old in droppable[: max(0, len(steps) - MAX_EVALUATION_FILES)]:
-            self.folder.evaluation_file(old).unlink(missing_ok=True)
+            disk.remove_file(self.folder.evaluation_file(old))
 
     def status(
         self,
         status: Status,
+        message: str | None = None,
+        level: Level = "info",
         *,
         step: int | None = None,
         total_steps: int | None = None,
         best: Mapping[str, Any] | None = None,
         error: Mapping[str, Any] | None = None,
-        message: str | None = None,
     ) -> None:
-        """Replace state.json and make all lines so far durable.
+        """Replace state.json and make all lines so far durable; a message is also an event, and both are
+        durable in the same write.
 
-        Step, total steps and best stay as they were where None is given; error and message do not.
+        Step, total steps and best stay as they were where None is given; error does not, and message
+        only while the status stays. Raises ValueError for a status that cannot follow the present one.
         """
-        before = self._state
+        before, event = self._state, None
+        self._refuse_transition(before.get("status"), status)
+        if message:
+            with self._telling:
+                event = self._next_event(level, message, "message", {"status": status})
+        told = message or (before.get("message") if status == before.get("status") else None)
         self._state = {
             "status": status,
             "step": before.get("step", 0) if step is None else step,
@@ -167,10 +195,37 @@ class RunWriter:
             "host": socket.gethostname(),
             "error": finite(error),
             "best": before.get("best") if best is None else finite(best),
-            "message": message,
+            "message": told,
+            "event": event,
         }
-        self._sync()
-        self.document("state.json", self._state)
+        with self._telling:
+            self._sync()
+            self.document("state.json", self._state)
+            if event:
+                self._events.append(_json_line(event))
+
+    def free_reserve(self) -> None:
+        """Give back the space held for the last words of a run on a full disk."""
+        self.folder.reserve.unlink(missing_ok=True)
+
+    def _refuse_transition(self, before: str | None, after: str) -> None:
+        is_again = after == "validating_files" and (before in BEGUN or before is None)
+        if not is_again and after not in FOLLOWING.get(before, {"validating_files"}):
+            raise ValueError(f"a run that is {before} cannot become {after}")
+
+    def _next_event(
+        self, level: Level, message: str, type: str, data: Mapping[str, Any] | None
+    ) -> dict[str, Any]:
+        self._num_events += 1
+        return {
+            "object": "fine_tuning.job.event",
+            "id": f"ftevent-{self._num_events}",
+            "created_at": int(self._clock()),
+            "level": level,
+            "message": message,
+            "type": type,
+            "data": data,
+        }
 
     def document(self, name: str, content: Mapping[str, Any] | str) -> None:
         """Replace a file of the run at once: an object as JSON, a text as it is."""
@@ -179,39 +234,44 @@ class RunWriter:
             data = content.encode("utf-8", "backslashreplace")
         else:
             data = json_bytes(content, indent=1) + b"\n"
-        try:
-            replace_file(path, data)
-        except OSError as error:
-            raise disk_error(error, path) from error
+        disk.replace(path, data)
 
     def positions(self) -> dict[str, int]:
-        """The lengths in bytes of the three appended files, all of it durable."""
-        self._sync()
+        """The lengths in bytes of the three appended files; durable after the next `status`."""
         return {
             "events": self._events.size,
             "metrics": self._metrics.size,
             "results": self._results.size,
         }
 
-    def rewind(self, positions: Mapping[str, int]) -> None:
+    def rewind(self, positions: Mapping[str, int], keeps_results: bool = True) -> None:
         """Forget what was written after `positions` were taken; an empty mapping forgets all.
 
-        Samples and evaluations go when their step is later than the last one left in the metrics.
+        `keeps_results`: False begins results.csv anew where its columns would differ from now on.
+
+        Of the events those that tell of a change of status stay. Samples and evaluations go when their
+        step is later than the last one left in the metrics.
         """
         files = {"events": self._events, "metrics": self._metrics, "results": self._results}
         short = [name for name, file in files.items() if file.size < positions.get(name, 0)]
-        for name, file in files.items():
+        begin = positions.get("events", 0)
+        self._events.cut(begin, kept=_changes_of_status(self._events.beyond(begin)))
+        for file, name in ((self._metrics, "metrics"), (self._results, "results")):
             file.cut(positions.get(name, 0))
         self._begin_results()
-        self._check_results()
-        self._num_events = sum(1 for _ in read_lines(self.folder.events))
+        if self._found_columns() != list(self._columns):
+            if keeps_results:
+                raise _other_columns(self.folder.results)
+            self._results.cut(0)
+            self._begin_results()
+        self._num_events = _last_number(read_lines(self.folder.events))
         last_step = max((int(row["step"]) for row in read_lines(self.folder.metrics)), default=-1)
         for step in steps_in(self.folder.samples, ".parquet"):
             if step > last_step:
-                self.folder.samples_file(step).unlink(missing_ok=True)
+                disk.remove_file(self.folder.samples_file(step))
         for step in steps_in(self.folder.evaluations, ".parquet"):
             if step > last_step:
-                self.folder.evaluation_file(step).unlink(missing_ok=True)
+                disk.remove_file(self.folder.evaluation_file(step))
         if short:
             self.event("warn", f"lines were lost from {', '.join(short)} since the state was saved")
 
@@ -219,26 +279,41 @@ class RunWriter:
         if self._results.size == 0:
             self._results.append(csv_line(self._columns))
 
-    def _check_results(self) -> None:
+    def _found_columns(self) -> list[str]:
         with self.folder.results.open(encoding="utf-8", newline="") as stream:
-            found = next(csv.reader(stream))
-        if found != list(self._columns):
-            raise RunError(
-                "results.csv was begun with other graders than the job has now",
-                where=str(self.folder.results),
-                remedy="resume with the job's own graders, or start another run",
-            )
+            return next(csv.reader(stream))
 
     def _table(self, path: Path, schema: Any, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        try:
-            write_table(path, schema, [{**row, "step": step} for row in rows])
-        except OSError as error:
-            raise disk_error(error, path) from error
+        write_table(path, schema, [{**row, "step": step} for row in rows])
 
     def _sync(self) -> None:
         for file in (self._events, self._metrics, self._results):
             file.sync()
 
 
+def _other_columns(path: Path) -> RunError:
+    return RunError(
+        "results.csv was begun with other graders than the job has now",
+        where=str(path),
+        remedy="resume with the job's own graders, or start another run",
+    )
+
+
 def _json_line(value: Mapping[str, Any]) -> bytes:
     return json_bytes(value) + b"\n"
+
+
+def _number(event: Mapping[str, Any]) -> int:
+    """The number in an event's id; 0 for none."""
+    digits = str(event.get("id", "")).removeprefix("ftevent-")
+    return int(digits) if digits.isdecimal() else 0
+
+
+def _last_number(events: Iterable[Mapping[str, Any]]) -> int:
+    return max(map(_number, events), default=0)
+
+
+def _changes_of_status(lines: bytes) -> bytes:
+    """Those of the lines of events that tell of a change of status."""
+    events = parsed_lines(lines.splitlines(keepends=True))
+    return b"".join(_json_line(event) for event in events if "status" in (event.get("data") or {}))

@@ -1,25 +1,14 @@
-"""The best checkpoints of a run, by validation reward."""
+"""The best checkpoints of a run, by validation reward, and the one it paused at."""
 
-import errno
-import json
-import os
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
-from rft.policy import Policy
-from rft.runs.folders import (
-    adopt,
-    disk_error,
-    manifest_faults,
-    remove_folder,
-    temporary_folder,
-)
+from rft.failpoints import reach
+from rft.runs import disk
+from rft.runs.documents import json_bytes, read_document
+from rft.runs.folders import manifest_faults, verify_folder, write_folder
 from rft.runs.layout import RunFolder, steps_in
 from rft.training.evaluation import Evaluation
 
@@ -43,7 +32,8 @@ def best_first(entries: Sequence[Ranked]) -> list[Ranked]:
 class CheckpointStore:
     """`checkpoints/step_N/`: PEFT folders, the best `keep` of all evaluations after step 0.
 
-    The whole folders on disk are the only truth. A new one is whole before an old one goes.
+    The whole folders on disk are the only truth. A new one is whole before an old one goes, and an old one
+    goes only when `prune` is called: once a state is saved that lies behind the evaluation.
     """
 
     def __init__(self, folder: RunFolder, keep: int):
@@ -51,61 +41,80 @@ class CheckpointStore:
         self._keep = keep
 
     def ranking(self) -> list[Ranked]:
-        """What is kept, the best first."""
-        entries = []
-        for step in steps_in(self._folder.checkpoints):
-            path = self._folder.checkpoint(step)
-            if manifest_faults(path):
-                continue
-            entry = json.loads((path / ENTRY).read_text())
-            entries.append(Ranked(step, entry["valid_reward_mean"]))
-        return best_first(entries)
+        """What is kept for its reward, the best first."""
+        entries = [
+            Ranked(step, entry["valid_reward_mean"])
+            for step, entry in self._entries().items()
+            if entry.get("is_pause") is not True
+        ]
+        return best_first(entries)[: self._keep]
 
-    def save(self, policy: Policy, evaluation: Evaluation, metrics: Mapping[str, Any]) -> bool:
-        """Keep the policy if it is among the best; gives whether it is.
+    def save(
+        self, files: Mapping[str, bytes], evaluation: Evaluation, metrics: Mapping[str, Any]
+    ) -> bool:
+        """Keep the files of an adapter if they are among the best; gives whether they are.
 
-        An evaluation with too many ungraded samples, or no finite mean, never ranks.
+        An evaluation with too many ungraded samples, or no finite mean, never ranks. Raises DiskError.
         """
         if not evaluation.can_rank:
             return False
         new = Ranked(evaluation.step, evaluation.reward_mean)
         others = [entry for entry in self.ranking() if entry.step != new.step]
-        kept = best_first([*others, new])[: self._keep]
-        if new not in kept:
+        if new not in best_first([*others, new])[: self._keep]:
             return False
-        self._write(policy, new, metrics)
-        for entry in others:
-            if entry not in kept:
-                remove_folder(self._folder.checkpoint(entry.step))
+        told = {k: v for k, v in metrics.items() if not k.startswith("timing/")}
+        self._write(files, {"step": new.step, "valid_reward_mean": new.reward, "metrics": told})
         return True
+
+    def save_pause(self, files: Mapping[str, bytes], step: int) -> None:
+        """Keep the files of an adapter because the run pauses at that step. Raises DiskError."""
+        if step in self._entries():
+            return
+        entry = {"step": step, "valid_reward_mean": None, "metrics": {}, "is_pause": True}
+        self._write(files, entry)
+
+    def prune(self, is_last: bool = False) -> None:
+        """Drop what no longer ranks, and all that were made at pauses but the newest; at the end of a run
+        that one too."""
+        entries = self._entries()
+        pauses = [step for step, entry in entries.items() if entry.get("is_pause") is True]
+        kept = {entry.step for entry in self.ranking()} | set(() if is_last else pauses[-1:])
+        for step in entries.keys() - kept:
+            reach("retention.begun")
+            disk.remove_folder(self._folder.checkpoint(step))
 
     def forget_after(self, step: int) -> None:
         """Drop checkpoints of steps that will be computed again."""
         for later in steps_in(self._folder.checkpoints):
             if later > step:
-                remove_folder(self._folder.checkpoint(later))
+                disk.remove_folder(self._folder.checkpoint(later))
 
-    def _write(self, policy: Policy, new: Ranked, metrics: Mapping[str, Any]) -> None:
-        target: Path = self._folder.checkpoint(new.step)
-        staging = temporary_folder(target)
-        try:
-            policy.save_adapter(staging)
-        except (OSError, SafetensorError) as error:
-            shutil.rmtree(staging, ignore_errors=True)
-            raise disk_error(_as_disk_error(error), target) from error
-        entry = {
+    def lost(self, expected: Sequence[Ranked]) -> list[str]:
+        """What is wrong with checkpoints that a state says were kept."""
+        faults = {
+            entry.step: verify_folder(self._folder.checkpoint(entry.step)) for entry in expected
+        }
+        return [
+            f"the checkpoint of step {step} is lost or damaged: {'; '.join(found)}"
+            for step, found in faults.items()
+            if found
+        ]
+
+    def _entries(self) -> dict[int, dict[str, Any]]:
+        """What the whole checkpoints say of themselves, by step, ascending."""
+        entries: dict[int, dict[str, Any]] = {}
+        for step in steps_in(self._folder.checkpoints):
+            path = self._folder.checkpoint(step)
+            entry = read_document(path / ENTRY)
+            if entry.get("step") == step and not manifest_faults(path):
+                entries[step] = entry
+        return entries
+
+    def _write(self, files: Mapping[str, bytes], entry: Mapping[str, Any]) -> None:
+        document = {
             "object": "fine_tuning.job.checkpoint",
             "created_at": int(time.time()),
-            "step": new.step,
-            "valid_reward_mean": new.reward,
-            "metrics": {k: v for k, v in metrics.items() if not k.startswith("timing/")},
+            **entry,
         }
-        adopt(staging, target, {ENTRY: json.dumps(entry, indent=1).encode() + b"\n"})
-
-
-def _as_disk_error(error: OSError | SafetensorError) -> OSError:
-    """safetensors reports what the disk refused as an error of its own."""
-    if isinstance(error, OSError):
-        return error
-    code = errno.ENOSPC if "no space left" in str(error).lower() else errno.EIO
-    return OSError(code, os.strerror(code))
+        content = json_bytes(document, indent=1) + b"\n"
+        write_folder(self._folder.checkpoint(entry["step"]), {**files, ENTRY: content})

@@ -54,9 +54,9 @@ def clip_gradients(gradients: Sequence[Tensor], max_norm: float) -> float:
 def optimizer_tensors(
     optimizer: torch.optim.Optimizer, parameters: Mapping[str, torch.nn.Parameter]
 ) -> dict[str, Tensor]:
-    """The optimizer's state as `<parameter>|<slot>` → tensor."""
+    """The optimizer's state as `<parameter>|<slot>` → tensor, which it goes on writing to."""
     return {
-        f"{name}|{slot}": value.detach().clone()
+        f"{name}|{slot}": value.detach()
         for name, parameter in parameters.items()
         for slot, value in optimizer.state[parameter].items()
     }
@@ -67,9 +67,9 @@ def load_optimizer_tensors(
     parameters: Mapping[str, torch.nn.Parameter],
     tensors: Mapping[str, Tensor],
 ) -> None:
-    """The inverse of `optimizer_tensors`."""
+    """Give an optimizer copies of what `optimizer_tensors` gave."""
     for key, value in tensors.items():
         name, slot = key.rsplit("|", 1)
         parameter = parameters[name]
         device = value.device if slot == "step" else parameter.device
-        optimizer.state[parameter][slot] = value.to(device)
+        optimizer.state[parameter][slot] = value.to(device, copy=True)

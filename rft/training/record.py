@@ -8,7 +8,7 @@ from accelerate import Accelerator
 
 from rft.errors import MachineError
 from rft.job import ResolvedJob
-from rft.runs.writer import RunWriter
+from rft.runs.writer import Level, RunWriter, Status
 from rft.training.checkpoints import CheckpointStore
 from rft.training.evaluation import Evaluation
 from rft.training.metrics import (
@@ -47,9 +47,15 @@ class Recorder:
         if self._tracker:
             self._tracker.end_training()
 
-    def say(self, level: str, message: str) -> None:
+    def say(self, level: Level, message: str) -> None:
         """An event, told to the watcher too."""
-        self.writer.event(level, message)  # type: ignore[arg-type]
+        self.writer.event(level, message)
+        self._report.event(level, message)
+
+    def end(self, status: Status, message: str, level: Level = "info") -> None:
+        """The last status of a run, with its event, in one durable write."""
+        error = {"message": message} if status == "failed" else None
+        self.writer.status(status, message, level, error=error)
         self._report.event(level, message)
 
     def step(

@@ -2,19 +2,23 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
 from rft.errors import RunError
-from rft.job import ResolvedJob, dump_job
+from rft.job import Job, ResolvedJob, dump_job
 from rft.runs.layout import RunFolder, steps_in
 from rft.training.setup import Workshop
+from rft.training.states import Origin, State
 
 EPOCHS = "method.reinforcement.hyperparameters.n_epochs"
 
 SAFE_KEYS = (
+    "training_file",
+    "validation_file",
     "metadata",
     "integrations",
     EPOCHS,
@@ -30,27 +34,101 @@ SAFE_KEYS = (
     "engine.training.token_budget",
     "engine.training.gradient_checkpointing",
 )
-"""Keys that leave the finished steps as they would have been, the last three but for rounding."""
+"""Keys that leave the finished steps as they would have been, the last three but for rounding; the rows of
+the files are compared by themselves."""
 
 
-def refuse_changed_job(job: ResolvedJob, folder: RunFolder) -> None:
-    """Raise RunError with every difference between the job and the one its run was begun with."""
-    if not folder.resolved_job.is_file():
-        return
+TENSOR_KEYS = ("model", "engine.lora")
+"""Keys that say which weights a state holds: not even a fork may change them."""
+
+REWARD_KEYS = ("method.reinforcement.grader.", "engine.grading.", "engine.evaluation.temperature")
+"""Beginnings of keys that change what a validation reward means."""
+
+EVAL_INTERVAL = "method.reinforcement.hyperparameters.eval_interval"
+
+
+@dataclass(frozen=True, slots=True)
+class Resumption:
+    """Where a session begins."""
+
+    state: State | None
+    """None: from nothing."""
+    faults: Sequence[str]
+    """What was wrong on the way to that state, or is different from when it was saved."""
+    origin: Origin
+    """What the run is made with from now on."""
+    data_digest: str
+    keeps_ranking: bool = True
+    """Whether earlier rewards say as much as later ones: not in a fork to another grader or other rows."""
+
+
+def keep_settled(job: Job, folder: RunFolder | None) -> Job:
+    """The job with the interval of evaluations that its run began with, where it says `auto`: more epochs
+    would stretch it, and the finished steps could no longer be the same."""
+    if folder is None or not folder.resolved_job.is_file():
+        return job
+    begun = flattened(yaml.safe_load(folder.resolved_job.read_text(encoding="utf-8")))
+    hyperparameters = job.method.reinforcement.hyperparameters
+    if hyperparameters.eval_interval != "auto" or EVAL_INTERVAL not in begun:
+        return job
+    settled = hyperparameters.model_copy(update={"eval_interval": begun[EVAL_INTERVAL]})
+    reinforcement = job.method.reinforcement.model_copy(update={"hyperparameters": settled})
+    method = job.method.model_copy(update={"reinforcement": reinforcement})
+    return job.model_copy(update={"method": method})
+
+
+def refuse_changed_job(
+    job: ResolvedJob, begun: str, folder: RunFolder, is_fork: bool = False
+) -> None:
+    """Raise RunError with every difference that matters between the job and the one its run was begun
+    with, as its state holds it."""
     schedule = job.engine.training.schedule
-    before = flattened(yaml.safe_load(folder.resolved_job.read_text(encoding="utf-8")))
+    before = flattened(yaml.safe_load(begun))
     after = flattened(yaml.safe_load(dump_job(job)))
     changed = [
         f"{key}: {before.get(key)!r} → {after.get(key)!r}"
         for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key) and not is_safe(key, schedule)
+        if before.get(key) != after.get(key)
+        and not (is_forkable(key) if is_fork else is_safe(key, schedule))
     ]
+    if not is_fork and after[EPOCHS] < before[EPOCHS]:
+        changed.append(f"{EPOCHS}: {before[EPOCHS]!r} → {after[EPOCHS]!r} (more are possible)")
     if changed:
         raise RunError(
             "the job differs from the one this run was begun with: " + "; ".join(changed[:20]),
             where=str(folder.root),
-            remedy="take the job back to what it was, or start another run",
+            remedy="start another run: a fork keeps the weights' shape"
+            if is_fork
+            else "take the job back to what it was, start another run, or go on with the changed job "
+            "in a copy: rft runs resume RUN KEY=VALUE --fork",
         )
+
+
+def same_rewards(job: ResolvedJob, begun: str) -> bool:
+    """Whether a job grades and measures as the one that a run was begun with."""
+    before, after = flattened(yaml.safe_load(begun)), flattened(yaml.safe_load(dump_job(job)))
+    keys = [key for key in before.keys() | after.keys() if key.startswith(REWARD_KEYS)]
+    return all(before.get(key) == after.get(key) for key in keys)
+
+
+def is_forkable(key: str) -> bool:
+    """Whether a fork of a run may change a key."""
+    return not any(key == fixed or key.startswith(fixed + ".") for fixed in TENSOR_KEYS)
+
+
+def machine_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What of the machine and the libraries differs from when a state was saved, as one warning."""
+    compared = ("python", "rft", "processor", "num_threads", "world_size", "device", "variables")
+    pairs = [(key, before.get(key), now.get(key)) for key in compared]
+    old, new = before.get("libraries", {}), now.get("libraries", {})
+    pairs += [(name, old.get(name), new.get(name)) for name in sorted({*old, *new})]
+    changed = [f"{name} {was} → {is_now}" for name, was, is_now in pairs if was != is_now]
+    if not changed:
+        return []
+    return [
+        "this is not where the run was begun, so its numbers may differ in their last digits: "
+        + ", ".join(changed)
+    ]
 
 
 def is_safe(key: str, schedule: str = "constant") -> bool:

@@ -1,16 +1,20 @@
 """Resume states: all that a run needs to go on after a step as if it had never stopped."""
 
-import json
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import Tensor
 
-from rft.runs.folders import remove_folder, verify_folder, write_folder
+from rft.failpoints import reach
+from rft.runs import disk
+from rft.runs.documents import json_bytes, read_document
+from rft.runs.folders import manifest_sha256, verify_folder, write_folder
 from rft.runs.layout import RunFolder, steps_in
+from rft.training.checkpoints import Ranked
 
 NUM_KEPT = 2
 """The newest states that stay on disk."""
@@ -43,50 +47,105 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
+class Origin:
+    """What a run was made with: what must be the same, and what should be, for the same bytes."""
+
+    job: str
+    """The resolved document, whose schedule and seed make rates, order and draws pure functions of the step."""
+    total_steps: int
+    machine: Mapping[str, Any]
+    """Versions, processor, threads, processes, device."""
+
+    @property
+    def job_sha256(self) -> str:
+        return hashlib.sha256(self.job.encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
 class State:
     progress: Progress
+    origin: Origin
+    best: Sequence[Ranked]
+    """The checkpoints that were kept, the best first."""
     adapter: Mapping[str, Tensor]
+    """On the host, never written to again."""
     optimizer: Mapping[str, Tensor]
+    """Likewise."""
     positions: Mapping[str, int]
     """Lengths in bytes of the run's appended files."""
 
 
 class StateStore:
-    """`states/step_N/`: adapter.safetensors, optimizer.safetensors, progress.json; the two newest."""
+    """`states/step_N/`: adapter.safetensors, optimizer.safetensors, progress.json; the two newest, of
+    which `states/latest.json` names the one that was saved last."""
 
     def __init__(self, folder: RunFolder):
         self._folder = folder
 
     def save(self, state: State) -> None:
-        """Write a state, then drop all but the newest two."""
-        document = {"progress": asdict(state.progress), "positions": dict(state.positions)}
-        write_folder(
-            self._folder.state_folder(state.progress.step),
+        """Write a state, then drop all but the newest two. Raises DiskError."""
+        step = state.progress.step
+        manifest = write_folder(
+            self._folder.state_folder(step),
             {
-                "adapter.safetensors": _bytes(state.adapter),
-                "optimizer.safetensors": _bytes(state.optimizer),
-                "progress.json": json.dumps(document, indent=1).encode() + b"\n",
+                "adapter.safetensors": save(dict(state.adapter)),
+                "optimizer.safetensors": save(dict(state.optimizer)),
+                "progress.json": json_bytes(_document(state), indent=1) + b"\n",
             },
         )
-        for step in steps_in(self._folder.states)[:-NUM_KEPT]:
-            remove_folder(self._folder.state_folder(step))
+        pointer = {"step": step, "manifest_sha256": manifest}
+        disk.replace(self._folder.newest_state, json_bytes(pointer) + b"\n")
+        reach("save.pointed")
+        for old in steps_in(self._folder.states)[:-NUM_KEPT]:
+            disk.remove_folder(self._folder.state_folder(old))
 
     def newest(self) -> tuple[State | None, list[str]]:
         """The newest undamaged state, and what was wrong with newer ones."""
-        faults: list[str] = []
-        for step in reversed(steps_in(self._folder.states)):
-            path = self._folder.state_folder(step)
-            damage = verify_folder(path)
-            if not damage:
-                return _read(path), faults
-            faults.append(f"state of step {step} is damaged: {'; '.join(damage)}")
+        steps = steps_in(self._folder.states)
+        pointer = read_document(self._folder.newest_state)
+        faults = self._faults_of_pointer(pointer, steps)
+        for step in reversed(steps):
+            expected = pointer.get("manifest_sha256") if step == pointer.get("step") else None
+            state, damage = self._read(step, expected)
+            if state is not None:
+                return state, faults
+            faults.append(f"the state of step {step} is damaged: {'; '.join(damage)}")
         return None, faults
+
+    def _faults_of_pointer(self, pointer: Mapping[str, Any], steps: Sequence[int]) -> list[str]:
+        """A state that was saved last is missed, even when nothing of it is left."""
+        name, step = self._folder.newest_state.name, pointer.get("step")
+        if not isinstance(step, int):
+            return [f"{name} is missing or damaged"] if steps else []
+        if step not in steps:
+            return [f"the state of step {step} is missing"]
+        if manifest_sha256(self._folder.state_folder(step)) != pointer.get("manifest_sha256"):
+            return [f"{name} does not fit the state of step {step}"]
+        return []
 
     def forget_after(self, step: int) -> None:
         """Drop states of later steps: they were damaged and will be written again."""
         for later in steps_in(self._folder.states):
             if later > step:
-                remove_folder(self._folder.state_folder(later))
+                disk.remove_folder(self._folder.state_folder(later))
+
+    def _read(self, step: int, manifest: Any) -> tuple[State | None, list[str]]:
+        """The state of a step, or what is wrong with it; `manifest`: what its hash was, if that is known."""
+        path = self._folder.state_folder(step)
+        if damage := verify_folder(path):
+            return None, damage
+        if manifest is not None and manifest_sha256(path) != manifest:
+            return None, ["it is not the one that was saved last"]
+        document = read_document(path / "progress.json")
+        try:
+            state = _state(document, path)
+        except (KeyError, TypeError, ValueError) as error:
+            return None, [f"progress.json is not of this version of rft: {error}"]
+        if state.progress.step != step:
+            return None, [f"it is the state of step {state.progress.step}"]
+        if document["origin"]["job_sha256"] != state.origin.job_sha256:
+            return None, ["its job does not have the hash that stands beside it"]
+        return state, []
 
 
 def smaller_sizes(before: Progress, now: Progress) -> list[str]:
@@ -102,18 +161,30 @@ def smaller_sizes(before: Progress, now: Progress) -> list[str]:
     ]
 
 
-def _read(path: Path) -> State:
-    document: dict[str, Any] = json.loads((path / "progress.json").read_text())
-    return State(
-        progress=Progress(**document["progress"]),
-        adapter=load_file(path / "adapter.safetensors"),
-        optimizer=load_file(path / "optimizer.safetensors"),
-        positions=document["positions"],
-    )
-
-
-def _bytes(tensors: Mapping[str, Tensor]) -> bytes:
-    on_cpu = {
+def on_host(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies in the memory of the host that nothing writes to, ready to be saved."""
+    return {
         name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()
     }
-    return save(on_cpu)
+
+
+def _document(state: State) -> dict[str, Any]:
+    """What progress.json holds."""
+    return {
+        "progress": asdict(state.progress),
+        "origin": {**asdict(state.origin), "job_sha256": state.origin.job_sha256},
+        "best": [asdict(entry) for entry in state.best],
+        "positions": dict(state.positions),
+    }
+
+
+def _state(document: Mapping[str, Any], path: Path) -> State:
+    origin = {k: v for k, v in document["origin"].items() if k != "job_sha256"}
+    return State(
+        progress=Progress(**document["progress"]),
+        origin=Origin(**origin),
+        best=[Ranked(**entry) for entry in document["best"]],
+        adapter=load((path / "adapter.safetensors").read_bytes()),
+        optimizer=load((path / "optimizer.safetensors").read_bytes()),
+        positions=document["positions"],
+    )

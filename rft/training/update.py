@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rft.failpoints import reach
 from rft.job import ResolvedJob
 from rft.policy import Policy
 from rft.training.batch import Batch, TrainingGroup, anchors_of, update_counts
@@ -115,9 +116,11 @@ class Updater:
         )
         before = [parameter.detach().clone() for parameter in parameters]
         is_finite = math.isfinite(norm)
+        reach("update.gradients")
         if sums.num_tokens > 0 and is_finite:
             set_learning_rate(self.optimizer, rate)
             self.optimizer.step()
+        reach("update.stepped")
         self.optimizer.zero_grad(set_to_none=True)
         changes = [(p.detach() - old).norm() for p, old in zip(parameters, before, strict=True)]
         return Update(sums, norm, float(torch.stack(changes).norm()), rate, not is_finite)
@@ -191,6 +194,7 @@ class Updater:
         )
         outputs = LOSSES[self._settings.loss](inputs, self._loss_settings, counts)
         outputs.loss.backward()  # type: ignore[no-untyped-call]
+        reach("update.backward")
         gap = torch.where(mask, current - batch.sampling_logprobs, 0.0).abs()
         return Sums(
             loss=float(outputs.loss.detach()),

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from rft.job import load_job
-from rft.training.session import train
+from rft.training.start import train
 from tests.jobs import write_job
 from tests.tiny import save_tiny_model
 

@@ -12,7 +12,7 @@ import pytest
 
 from rft.job import load_job
 from rft.runs.reader import open_run
-from rft.training.session import train
+from rft.training.start import train
 from tests.jobs import write_job
 from tests.tiny import save_tiny_model
 

@@ -12,7 +12,7 @@ from rft.job import load_job
 from rft.packing import PackedBatch
 from rft.policy import Policy, Scored
 from rft.runs.reader import open_run
-from rft.training.session import train
+from rft.training.start import train
 from tests.jobs import write_job
 from tests.tiny import save_tiny_model
 

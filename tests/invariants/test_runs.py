@@ -15,7 +15,7 @@ from rft.runs.layout import RunFolder
 from rft.runs.reader import open_run
 from rft.training.probes import generate
 from rft.training.report import Outcome
-from rft.training.session import train
+from rft.training.start import train
 from tests.jobs import write_job
 from tests.tiny import save_tiny_model
 

@@ -16,7 +16,7 @@ from rft.training.conditions import Conditions
 from rft.training.evaluation import CanaryGrade, Evaluation
 from rft.training.hacking_watch import HackingWatch
 from rft.training.metrics import evaluation_metrics
-from rft.training.session import train
+from rft.training.start import train
 from rft.training.trainer import StepRecord
 from rft.types import Group
 from tests.jobs import write_job

@@ -1,0 +1,85 @@
+"""A copy of a run that goes on by itself, from one of its states."""
+
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from rft.errors import RunError
+from rft.runs import disk
+from rft.runs.documents import json_bytes, read_document
+from rft.runs.folders import manifest_sha256, verify_folder
+from rft.runs.layout import RunFolder, new_run_folder, numbered_name, steps_in
+
+
+def fork_run(source: RunFolder, step: int | None = None) -> RunFolder:
+    """Copy a run, which may be running, to the next free number beside it, as paused after a state of its:
+    that of `step`, or the newest whole one.
+
+    Raises RunError when there is no such state, DiskError when the disk refuses.
+    """
+    chosen = _state_to_copy(source, step)
+    parent = source.root.absolute().parent
+    target = RunFolder(new_run_folder(numbered_name(source.root.absolute().name), parent))
+    try:
+        with disk.told_as_disk_error(target.root):
+            _copy(source, target, chosen)
+    except BaseException:
+        shutil.rmtree(target.root, ignore_errors=True)
+        raise
+    return target
+
+
+def _state_to_copy(source: RunFolder, step: int | None) -> int:
+    steps = steps_in(source.states)
+    whole = [found for found in steps if not verify_folder(source.state_folder(found))]
+    if not whole or (step is not None and step not in whole):
+        kept = f"take one of the steps {', '.join(map(str, whole))}" if whole else "it has none"
+        wanted = "whole state" if step is None else f"whole state of step {step}"
+        raise RunError(f"the run keeps no {wanted}", where=str(source.root), remedy=kept)
+    return whole[-1] if step is None else step
+
+
+def _copy(source: RunFolder, target: RunFolder, step: int) -> None:
+    """The state first: whatever else a running job writes meanwhile lies beyond it."""
+    shutil.copytree(source.state_folder(step), target.state_folder(step))
+    if faults := verify_folder(target.state_folder(step)):
+        raise RunError(
+            f"the state of step {step} went while it was copied: {'; '.join(faults)}",
+            where=str(source.root),
+            remedy="try again, or pause the run first",
+        )
+    pointer = {"step": step, "manifest_sha256": manifest_sha256(target.state_folder(step))}
+    disk.replace(target.newest_state, json_bytes(pointer) + b"\n")
+    for name in ("job.yaml", "job.resolved.yaml", "events.jsonl", "metrics.jsonl", "results.csv"):
+        _copy_if_there(source.root / name, target.root / name, shutil.copyfile)
+    for folder in ("samples", "evaluations", "checkpoints"):
+        (target.root / folder).mkdir()
+        for entry in sorted((source.root / folder).glob("step_*")):
+            copy = shutil.copytree if entry.is_dir() else shutil.copyfile
+            _copy_if_there(entry, target.root / folder / entry.name, copy)
+    for number in steps_in(target.checkpoints):
+        if verify_folder(target.checkpoint(number)):
+            shutil.rmtree(target.checkpoint(number))
+    before = read_document(source.state)
+    state = {
+        "status": "paused",
+        "step": step,
+        "total_steps": before.get("total_steps"),
+        "created_at": int(time.time()),
+        "pid": None,
+        "host": None,
+        "error": None,
+        "best": None,
+        "message": f"forked from {source.root.name} after step {step}",
+        "event": None,
+    }
+    disk.replace(target.state, json_bytes(state, indent=1) + b"\n")
+
+
+def _copy_if_there(source: Path, target: Path, copy: Callable[[Path, Path], object]) -> None:
+    """A running job may drop what it no longer keeps at any moment."""
+    try:
+        copy(source, target)
+    except (FileNotFoundError, shutil.Error):
+        return
