@@ -165,8 +165,16 @@ def timeless(path: Path) -> list[str]:
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """The names under which two runs differ."""
-    return sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
+    """The names under which two runs differ; for the metrics, line, key and both values."""
+    found = [name for name in one.keys() | other.keys() if one.get(name) != other.get(name)]
+    for mine, theirs in zip(one["metrics"], other["metrics"], strict=False):
+        rows = json.loads(mine), json.loads(theirs)
+        found += [
+            f"step {rows[0]['step']} {key}: {rows[0].get(key)} and {rows[1].get(key)}"
+            for key in rows[0].keys() | rows[1].keys()
+            if rows[0].get(key) != rows[1].get(key)
+        ]
+    return sorted(found)
 
 
 def assert_readable(folder: Path) -> int:

@@ -46,6 +46,8 @@ class Collector:
         self._open_pool: ThreadPoolExecutor | None = None
         self.seconds_waited: float = 0.0
         """Spent so far on grades that came after the last completion: what sampling did not hide."""
+        self.num_collected: int = 0
+        """Completions and grades so far."""
 
     def collect(self, draws: Sequence[Draw], plan: RolloutPlan) -> list[Group]:
         """One group per draw, in the order of the draws; rollouts in the order of their samples."""
@@ -68,6 +70,7 @@ class Collector:
                 sample = text_sample(completion.output_text, completion.finish_reason)
                 item = draws[sampled.request].prompt.example.item
                 completions[place] = completion
+                self.num_collected += 1
                 reach("rollout.sampled")
                 pending[place] = self._grades.submit(sample, item, pool)
             grades = self._await(pending)
@@ -105,7 +108,10 @@ class Collector:
 
     def _await(self, pending: dict[tuple[int, int], PendingGrade]) -> dict[tuple[int, int], Grade]:
         began = time.monotonic()
-        grades = {place: grade() for place, grade in pending.items()}
+        grades: dict[tuple[int, int], Grade] = {}
+        for place, grade in pending.items():
+            grades[place] = grade()
+            self.num_collected += 1
         self.seconds_waited += time.monotonic() - began
         return grades
 

@@ -4,7 +4,7 @@ import errno
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -34,12 +34,21 @@ def disk_error(error: OSError, path: Path) -> DiskError:
     return DiskError(f"cannot write: {error.strerror or error}", where=str(path), remedy=remedy)
 
 
-def write(path: Path, content: bytes) -> None:
+Content = bytes | Sequence[bytes | memoryview]
+"""What a file is to hold, perhaps in parts."""
+
+
+def parts_of(content: Content) -> Sequence[bytes | memoryview]:
+    return (content,) if isinstance(content, bytes) else content
+
+
+def write(path: Path, content: Content) -> None:
     """A file with that content, durable but for its name (see `sync_folder`)."""
     with told_as_disk_error(path):
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
         try:
-            _write_all(descriptor, content)
+            for part in parts_of(content):
+                _write_all(descriptor, part)
             _sync(descriptor)
         finally:
             os.close(descriptor)
@@ -136,7 +145,7 @@ def sweep(parent: Path) -> None:
             remove_file(entry)
 
 
-def _write_all(descriptor: int, content: bytes) -> None:
+def _write_all(descriptor: int, content: bytes | memoryview) -> None:
     """A write may end early: at 2 GiB, or before the one that says why the disk is full."""
     reach("disk.write")
     view = memoryview(content)

@@ -6,6 +6,7 @@ A folder without a valid `manifest.json` does not exist for readers.
 import hashlib
 import shutil
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -17,7 +18,7 @@ MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1
 
 
-def write_folder(path: Path, files: Mapping[str, bytes]) -> str:
+def write_folder(path: Path, files: Mapping[str, disk.Content]) -> str:
     """Write a folder of files at once; what stood there before is replaced. Gives the SHA-256 of its
     manifest, which says all of the folder.
 
@@ -26,13 +27,15 @@ def write_folder(path: Path, files: Mapping[str, bytes]) -> str:
     folder = disk.temporary_folder(path)
     try:
         reach("save.begun")
-        entries = []
-        for name, content in sorted(files.items()):
-            disk.make_folder((folder / name).parent)
-            disk.write(folder / name, content)
-            entries.append(_entry(name, len(content), hashlib.sha256(content).hexdigest()))
+        with ThreadPoolExecutor(1, thread_name_prefix="hash") as hashing:
+            entries = [
+                hashing.submit(_entry_of, name, content) for name, content in sorted(files.items())
+            ]
+            for name, content in sorted(files.items()):
+                disk.make_folder((folder / name).parent)
+                disk.write(folder / name, content)
         reach("save.written")
-        return _seal(folder, path, entries)
+        return _seal(folder, path, [entry.result() for entry in entries])
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -111,6 +114,14 @@ def _manifest_bytes(entries: list[dict[str, Any]]) -> bytes:
 
 def _entry(name: str, size: int, sha256: str) -> dict[str, Any]:
     return {"name": name, "size": size, "sha256": sha256}
+
+
+def _entry_of(name: str, content: disk.Content) -> dict[str, Any]:
+    digest, size = hashlib.sha256(), 0
+    for part in disk.parts_of(content):
+        digest.update(part)
+        size += len(part)
+    return _entry(name, size, digest.hexdigest())
 
 
 def _names(folder: Path) -> list[str]:

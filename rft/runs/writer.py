@@ -80,7 +80,7 @@ class RunWriter:
         for inner in (folder.samples, folder.evaluations, folder.checkpoints, folder.states):
             inner.mkdir(exist_ok=True)
             disk.sweep(inner)
-        if not folder.reserve.is_file():
+        if not folder.reserve.is_file() or folder.reserve.stat().st_size < RESERVE_BYTES:
             disk.write(folder.reserve, b"\0" * RESERVE_BYTES)
         self._events = AppendedFile(folder.events)
         self._metrics = AppendedFile(folder.metrics)

@@ -7,6 +7,7 @@ from typing import Any
 
 from rft.failpoints import reach
 from rft.runs import disk
+from rft.runs.disk import Content
 from rft.runs.documents import json_bytes, read_document
 from rft.runs.folders import manifest_faults, verify_folder, write_folder
 from rft.runs.layout import RunFolder, steps_in
@@ -50,7 +51,7 @@ class CheckpointStore:
         return best_first(entries)[: self._keep]
 
     def save(
-        self, files: Mapping[str, bytes], evaluation: Evaluation, metrics: Mapping[str, Any]
+        self, files: Mapping[str, Content], evaluation: Evaluation, metrics: Mapping[str, Any]
     ) -> bool:
         """Keep the files of an adapter if they are among the best; gives whether they are.
 
@@ -66,12 +67,13 @@ class CheckpointStore:
         self._write(files, {"step": new.step, "valid_reward_mean": new.reward, "metrics": told})
         return True
 
-    def save_pause(self, files: Mapping[str, bytes], step: int) -> None:
+    def save_pause(self, files: Mapping[str, Content], step: int) -> None:
         """Keep the files of an adapter because the run pauses at that step. Raises DiskError."""
         if step in self._entries():
             return
-        entry = {"step": step, "valid_reward_mean": None, "metrics": {}, "is_pause": True}
-        self._write(files, entry)
+        self._write(
+            files, {"step": step, "valid_reward_mean": None, "metrics": {}, "is_pause": True}
+        )
 
     def prune(self, is_last: bool = False) -> None:
         """Drop what no longer ranks, and all that were made at pauses but the newest; at the end of a run
@@ -110,7 +112,7 @@ class CheckpointStore:
                 entries[step] = entry
         return entries
 
-    def _write(self, files: Mapping[str, bytes], entry: Mapping[str, Any]) -> None:
+    def _write(self, files: Mapping[str, Content], entry: Mapping[str, Any]) -> None:
         document = {
             "object": "fine_tuning.job.checkpoint",
             "created_at": int(time.time()),

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any, Self
+from typing import Any
 
 from rft.errors import DiskError
 from rft.runs.layout import RunFolder
@@ -77,7 +77,7 @@ class StopRequests:
         finally:
             self._patience = outer
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "StopRequests":
         if self._is_main_thread:
             self._previous = {number: signal.signal(number, self._hear) for number in SIGNALS}
         self._listener.start()

@@ -48,6 +48,8 @@ class Passes:
         self._has_reference = has_reference
         self.token_budget: int = token_budget
         """Packed tokens of a micro-batch, the same on every rank."""
+        self.num_passes: int = 0
+        """Of this rank so far."""
 
     def over(
         self,
@@ -103,6 +105,7 @@ class Passes:
                 for index, batch in enumerate(batches):
                     num_completions = len(batch.advantages)
                     results.append(compute(index, batch))
+                    self.num_passes += 1
                 for _ in range(num_spare):
                     spare_pass(self._policy, self._has_reference)
         except Exception as error:

@@ -19,6 +19,8 @@ class Ranks:
         self._state = PartialState(cpu=use_cpu)
         self.rank: int = self._state.process_index
         self.size: int = self._state.num_processes
+        self.num_exchanges: int = 0
+        """Collectives that this rank has come out of."""
 
     @property
     def is_main(self) -> bool:
@@ -40,7 +42,11 @@ class Ranks:
 
     def gather(self, items: Sequence[T]) -> list[T]:
         """The items of all ranks, rank after rank, on every rank."""
-        return list(gather_object(list(items))) if self.size > 1 else list(items)
+        if self.size == 1:
+            return list(items)
+        gathered = list(gather_object(list(items)))
+        self.num_exchanges += 1
+        return gathered
 
     def broadcast(self, value: T) -> T:
         """Rank 0's value on every rank."""
@@ -56,6 +62,7 @@ class Ranks:
             return
         flat = torch.cat([tensor.detach().flatten() for tensor in tensors])
         torch.distributed.all_reduce(flat)
+        self.num_exchanges += 1
         offset = 0
         for tensor in tensors:
             tensor.detach().copy_(flat[offset : offset + tensor.numel()].view_as(tensor))

@@ -1,6 +1,7 @@
 """A running job: evaluate, step, evaluate …, with its run folder kept true on the way."""
 
 import shlex
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,8 +16,11 @@ from rft.rollout.sampler import Sampler
 from rft.runs.layout import RunFolder
 from rft.runs.requests import Request
 from rft.runs.writer import Level, Status
+from rft.training.agreement import fingerprint, refuse_drift
 from rft.training.endings import budget_spent, early_end, grading_failure
 from rft.training.evaluation import Evaluation, evaluate
+from rft.training.hang import HangWatch
+from rft.training.host_tensors import HostTensors
 from rft.training.interrupts import StepAbandoned, StopRequests
 from rft.training.optimization import load_optimizer_tensors, optimizer_tensors
 from rft.training.outcome import outcome_of
@@ -26,7 +30,7 @@ from rft.training.report import Outcome, Report
 from rft.training.resume import Resumption
 from rft.training.setup import Workshop
 from rft.training.space import refuse_full_disk, space_of
-from rft.training.states import Progress, State, StateStore, on_host, smaller_sizes
+from rft.training.states import Progress, State, StateStore, smaller_sizes
 from rft.training.trainer import StepRecord, Trainer
 from rft.training.update import Updater
 from rft.training.watch import Watch
@@ -75,6 +79,8 @@ class Session:
         self._progress = self._sized(resumption.state.progress if resumption.state else fresh)
         self._state: State | None = None
         """What the run goes back to when the step in progress is given up; on the first rank."""
+        self._saving_seconds: float | None = None
+        """What writing the step before took."""
         self._saved_step = resumption.state.progress.step if resumption.state else None
 
     def begin(self) -> None:
@@ -83,6 +89,15 @@ class Session:
         if state:
             self._take_up(state)
         self._parts.sampler.refresh()
+        refuse_drift(
+            self._ranks,
+            fingerprint(
+                self._resumption.origin.job,
+                self._progress.data_digest,
+                self._progress.step,
+                self._parts.policy.adapter_tensors(),
+            ),
+        )
         if self._recorder:
             self._forget_later_steps(state)
             self._state = state or self._captured()
@@ -97,8 +112,10 @@ class Session:
 
     def run(self) -> Outcome:
         """Evaluate, step, evaluate … until the steps are done or something ends the run early."""
+        rank = self._ranks.rank
         try:
-            return self._run()
+            with HangWatch(self._signs_of_life, self._tell_hang, self.folder.root, rank):
+                return self._run()
         except DiskError as error:
             self._pause_over_disk(error)
 
@@ -123,6 +140,25 @@ class Session:
             if self._stop.request and self._ranks.size > 1:
                 return self._stop_for(self._stop.request)  # the other ranks have left already
             self._fail(error)
+
+    def _signs_of_life(self) -> object:
+        """Changes whenever anything advances."""
+        parts = self._parts
+        return (
+            dict(parts.sampler.spent),
+            parts.collector.num_collected,
+            parts.updater.passes.num_passes,
+            self._ranks.num_exchanges,
+            self._progress.step,
+            self._saved_step,
+        )
+
+    def _tell_hang(self, message: str) -> None:
+        """From the watch's thread; other ranks than the first have no other voice than stderr."""
+        if self._recorder:
+            self._recorder.say("warn", message)
+        else:
+            sys.stderr.write(f"[rank {self._ranks.rank}] {message}\n")
 
     def _take_up(self, state: State) -> None:
         parts = self._parts
@@ -178,7 +214,9 @@ class Session:
                 )
                 evaluation = self._evaluate(step) if is_due else None
             failures = self._grading_failures((*record.groups, *record.replaced), evaluation)
+            saving = time.monotonic()
             self._advance(record, evaluation, is_sound=not failures)
+            self._saving_seconds = time.monotonic() - saving
             self._pause_on_grading_failures(step, failures)
             reason = early_end(self.job, evaluation, self._progress.evaluations_since_best)
             if reason:
@@ -254,7 +292,9 @@ class Session:
     ) -> None:
         """Lines, samples and warnings of a step, and its checkpoint."""
         refuse_full_disk(self.folder.root, self._space_of_step())
-        flat = recorder.step(record, evaluation, self._watch.measure(record, evaluation))
+        measured = self._watch.measure(record, evaluation)
+        measured["timing/saving"] = self._saving_seconds
+        flat = recorder.step(record, evaluation, measured)
         reach("save.recorded")
         self._warn(self._watch.step(record, flat))
         if evaluation:
@@ -282,8 +322,8 @@ class Session:
             progress=self._progress,
             origin=self._resumption.origin,
             best=self._recorder.checkpoints.ranking(),
-            adapter=on_host(parts.policy.adapter_tensors()),
-            optimizer=on_host(optimizer),
+            adapter=HostTensors(parts.policy.adapter_tensors()),
+            optimizer=HostTensors(optimizer),
             positions=self._recorder.writer.positions(),
         )
 

@@ -6,8 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load, save
-from torch import Tensor
+from safetensors.torch import load_file
 
 from rft.failpoints import reach
 from rft.runs import disk
@@ -15,6 +14,7 @@ from rft.runs.documents import json_bytes, read_document
 from rft.runs.folders import manifest_sha256, verify_folder, write_folder
 from rft.runs.layout import RunFolder, steps_in
 from rft.training.checkpoints import Ranked
+from rft.training.host_tensors import HostTensors
 
 NUM_KEPT = 2
 """The newest states that stay on disk."""
@@ -67,10 +67,8 @@ class State:
     origin: Origin
     best: Sequence[Ranked]
     """The checkpoints that were kept, the best first."""
-    adapter: Mapping[str, Tensor]
-    """On the host, never written to again."""
-    optimizer: Mapping[str, Tensor]
-    """Likewise."""
+    adapter: HostTensors
+    optimizer: HostTensors
     positions: Mapping[str, int]
     """Lengths in bytes of the run's appended files."""
 
@@ -88,8 +86,8 @@ class StateStore:
         manifest = write_folder(
             self._folder.state_folder(step),
             {
-                "adapter.safetensors": save(dict(state.adapter)),
-                "optimizer.safetensors": save(dict(state.optimizer)),
+                "adapter.safetensors": state.adapter.file(),
+                "optimizer.safetensors": state.optimizer.file(),
                 "progress.json": json_bytes(_document(state), indent=1) + b"\n",
             },
         )
@@ -161,13 +159,6 @@ def smaller_sizes(before: Progress, now: Progress) -> list[str]:
     ]
 
 
-def on_host(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies in the memory of the host that nothing writes to, ready to be saved."""
-    return {
-        name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()
-    }
-
-
 def _document(state: State) -> dict[str, Any]:
     """What progress.json holds."""
     return {
@@ -184,7 +175,7 @@ def _state(document: Mapping[str, Any], path: Path) -> State:
         progress=Progress(**document["progress"]),
         origin=Origin(**origin),
         best=[Ranked(**entry) for entry in document["best"]],
-        adapter=load((path / "adapter.safetensors").read_bytes()),
-        optimizer=load((path / "optimizer.safetensors").read_bytes()),
+        adapter=HostTensors(load_file(path / "adapter.safetensors")),
+        optimizer=HostTensors(load_file(path / "optimizer.safetensors")),
         positions=document["positions"],
     )

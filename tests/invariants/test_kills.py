@@ -137,9 +137,7 @@ def test_killed_again_and_again(job: Path, whole: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "num_kills", [1, pytest.param(10, marks=[pytest.mark.long, pytest.mark.timeout(1800)])]
 )
-def test_two_processes_killed_at_random_moments(
-    job: Path, tmp_path: Path, num_kills: int
-) -> None:
+def test_two_processes_killed_at_random_moments(job: Path, tmp_path: Path, num_kills: int) -> None:
     whole = tmp_path / "whole"
     began = time.monotonic()
     finish_ranks(start(job, whole), tmp_path / "log", 29611)

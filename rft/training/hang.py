@@ -1,0 +1,137 @@
+"""Says where a job stands still: in a grader, in a collective that another rank never joins, in a product."""
+
+import faulthandler
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType, TracebackType
+
+PATIENCE_SECONDS = 600.0
+"""Without any progress for so long a job counts as standing still: five times what a grade may take by default."""
+
+POLL_SECONDS = 1.0
+
+GRADING_THREAD = "grade"
+"""Begins the names of the threads in which grades are computed."""
+
+DOINGS = {
+    "training/ranks.py": "waiting for the other ranks",
+    "rollout/collect.py": "waiting for grades",
+    "rollout/": "sampling",
+    "training/update.py": "training",
+    "training/passes.py": "training",
+    "training/evaluation.py": "evaluating",
+    "runs/": "writing",
+}
+"""By the file of the innermost frame of the engine: what it is about."""
+
+
+class HangWatch:
+    """Looks from a thread of its own whether `progress` still gives new values; never raises.
+
+    `report` is called from that thread, once per hang and once when it is over.
+    """
+
+    def __init__(
+        self,
+        progress: Callable[[], object],
+        report: Callable[[str], None],
+        folder: Path | None = None,
+        rank: int = 0,
+        patience_seconds: float = PATIENCE_SECONDS,
+        poll_seconds: float = POLL_SECONDS,
+    ):
+        self._progress = progress
+        self._report = report
+        self._stacks = folder / f"hang-rank-{rank}.txt" if folder else None
+        self._patience_seconds = patience_seconds
+        self._poll_seconds = poll_seconds
+        self._is_over = threading.Event()
+        self._watched = threading.get_ident()
+        self._thread = threading.Thread(target=self._watch, name="hang watch", daemon=True)
+
+    def __enter__(self) -> "HangWatch":
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._is_over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        seen, since, is_told = self._look(), time.monotonic(), False
+        while not self._is_over.wait(self._poll_seconds):
+            now = self._look()
+            waited = time.monotonic() - since
+            if now != seen:
+                if is_told:
+                    self._tell(f"going on after {waited:.0f} seconds without progress")
+                seen, since, is_told = now, time.monotonic(), False
+            elif waited >= self._patience_seconds and not is_told:
+                is_told = True
+                self._tell(f"no progress for {waited:.0f} seconds: {self._where()}")
+
+    def _look(self) -> object:
+        try:
+            return self._progress()
+        except RuntimeError:  # what it reads was changed while it was read: that is progress
+            return object()
+
+    def _tell(self, message: str) -> None:
+        try:
+            self._report(message)
+        except Exception:  # a watch must not take down what it watches
+            return
+
+    def _where(self) -> str:
+        """What the watched thread does, what the graders do, and where all stacks are."""
+        frames = sys._current_frames()
+        told = [_doing(frames.get(self._watched))]
+        calls = Counter(
+            place
+            for thread in threading.enumerate()
+            if thread.name.startswith(GRADING_THREAD)
+            and (place := _place(frames.get(thread.ident or 0), "graders/"))
+        )
+        if calls:
+            told.append("grading " + ", ".join(f"{n} in {place}" for place, n in calls.items()))
+        if self._stacks is not None and _dump(self._stacks):
+            told.append(f"all stacks are in {self._stacks}")
+        return "; ".join(told)
+
+
+def _doing(frame: FrameType | None) -> str:
+    place = _place(frame, "")
+    if place is None:
+        return "outside rft"
+    doing = next((words for part, words in DOINGS.items() if part in place), "working")
+    return f"{doing}, in {place}"
+
+
+def _place(frame: FrameType | None, part: str) -> str | None:
+    """The innermost frame in a file of rft whose path has that part: `rft/graders/http.py:12 post`."""
+    while frame is not None:
+        path = Path(frame.f_code.co_filename).as_posix()
+        _, mark, inner = path.rpartition("/rft/")
+        if mark and part in inner and not inner.endswith("training/hang.py"):
+            return f"rft/{inner}:{frame.f_lineno} {frame.f_code.co_name}"
+        frame = frame.f_back
+    return None
+
+
+def _dump(path: Path) -> bool:
+    """Write the stacks of all threads; whether that was possible."""
+    try:
+        with path.open("w", encoding="utf-8") as stream:
+            faulthandler.dump_traceback(stream, all_threads=True)
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,65 @@
+"""Ranks that differ are named, with what differs."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from rft.errors import MachineError
+from rft.training.agreement import Fingerprint, drift, fingerprint, refuse_drift, tensors_digest
+from rft.training.ranks import Ranks
+
+SAME = Fingerprint("a" * 64, "b" * 64, 3, "c" * 64, {"torch": "2.13.0", "rft": "0.1.0"})
+
+
+def test_ranks_that_agree() -> None:
+    assert drift([SAME, SAME, SAME]) == []
+
+
+def test_each_difference_of_each_rank_is_told() -> None:
+    other = replace(SAME, adapter="d" * 64)
+    older = replace(SAME, step=2, versions={"torch": "2.12.1", "rft": "0.1.0"})
+    told = [str(problem) for problem in drift([SAME, other, older])]
+    assert told == [
+        "rank 1 has another adapter than rank 0: dddddddddddd instead of cccccccccccc (rank 1) → "
+        "let all processes see the same run folder and the same model",
+        "rank 2 has another step than rank 0: 2 instead of 3 (rank 2) → let all processes see the "
+        "same run folder, on a disk that they share",
+        "rank 2 has another torch than rank 0: 2.12.1 instead of 2.13.0 (rank 2) → start every "
+        "process in the same environment",
+    ]
+
+
+def test_one_bit_of_an_adapter_shows() -> None:
+    tensors = {"b": torch.ones(2, 3), "a": torch.zeros(4, dtype=torch.bfloat16)}
+    digest = tensors_digest(tensors)
+    assert digest == tensors_digest(dict(reversed(tensors.items())))
+    assert digest == tensors_digest({**tensors, "b": torch.ones(3, 2).T})
+    for changed in (
+        {**tensors, "b": torch.ones(3, 2)},
+        {**tensors, "b": torch.ones(2, 3).nextafter(torch.tensor(2.0))},
+        {**tensors, "a": -tensors["a"]},
+        {"b": tensors["b"], "c": tensors["a"]},
+    ):
+        assert tensors_digest(changed) != digest
+
+
+def test_one_process_agrees_with_itself() -> None:
+    mine = fingerprint("model: tiny", "digest", 0, {"a": torch.ones(2)})
+    assert {"python", "torch", "rft"} <= mine.versions.keys()
+    refuse_drift(Ranks(use_cpu=True), mine)
+
+
+class TwoRanks(Ranks):
+    """Whatever it is told, the other rank has another job."""
+
+    def __init__(self) -> None:
+        self.rank, self.size = 0, 2
+
+    def gather(self, items):
+        return [*items, replace(items[0], job="e" * 64)]
+
+
+def test_drift_ends_the_job() -> None:
+    with pytest.raises(MachineError, match=r"rank 1 has another job than rank 0: eeeeeeeeeeee"):
+        refuse_drift(TwoRanks(), SAME)
