@@ -59,6 +59,10 @@ class Command:
     def is_running(self) -> bool:
         return self._process.is_alive()
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid or 0
+
     def send(self, number: int) -> None:
         """Deliver a signal, if the process is still there."""
         if self._process.is_alive() and self._process.pid:

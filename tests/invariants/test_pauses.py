@@ -223,3 +223,19 @@ def test_more_epochs_go_on_and_fewer_are_refused(job: Path, tmp_path: Path) -> N
     more = go_on(folder, tmp_path / "more", f"{epochs}=3", "engine.budget.steps=6")
     assert more.code == 75, more.output
     assert Run(RunFolder(folder)).status().total_steps == 24
+
+
+def test_a_run_that_fails_after_a_checkpoint_delivers_its_best_one(
+    job: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    arguments = ["train", str(job), "--run-dir", str(folder)]
+    ended = run(arguments, tmp_path / "log", "update.gradients#6=EIO")
+    assert ended.code == 4, ended.output
+    run_folder = open_run(str(folder), tmp_path)
+    best = run_folder.best_checkpoint()
+    assert run_folder.status().status == "failed" and best is not None
+    said = f"Its best checkpoint can be used: run@{best.step}, valid_reward_mean "
+    assert said in messages(folder)[-1] and said in ended.output
+    assert f"New fine-tuned model created: run@{best.step}" in messages(folder)
+    assert go_on(folder, tmp_path / "log").code == 0

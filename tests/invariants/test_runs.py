@@ -112,7 +112,10 @@ def test_three_checkpoints_at_most_and_two_states_stay(whole: Path) -> None:
     del rewards[0]
     best = sorted(rewards, key=lambda step: (rewards[step], step))[-3:]
     assert [c.step for c in open_run(str(whole), whole.parent).checkpoints()] == sorted(best)
-    assert sorted(path.name for path in folder.states.iterdir()) == ["step_7", "step_8"]
+    assert sorted(path.name for path in folder.states.iterdir()) == [
+        "latest.json", "step_7", "step_8",
+    ]  # fmt: skip
+    assert json.loads(folder.newest_state.read_text())["step"] == 8
 
 
 def test_a_job_continues_from_a_checkpoint_which_is_its_reference(

@@ -1,45 +1,30 @@
 """The best three of a run, whatever the rewards, and whatever goes wrong on the way."""
 
-import errno
 import json
 import math
-import os
+import random
 import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+import torch
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from made import make_evaluation
-from safetensors import SafetensorError
 
-from rft.errors import MachineError
-from rft.policy import Policy
+from rft.errors import DiskError
+from rft.failpoints import VARIABLE, _visits
+from rft.runs import disk
 from rft.runs.folders import verify_folder
 from rft.runs.layout import RunFolder, steps_in
-from rft.training import checkpoints
 from rft.training.checkpoints import CheckpointStore, Ranked, best_first
+from rft.training.host_tensors import HostTensors
+from rft.training.states import Origin, Progress, State, StateStore
 
 
-class NamedWeights(Policy):
-    """A policy whose adapter is a word."""
-
-    def __init__(self, word: str):
-        self.word = word
-
-    def save_adapter(self, folder: Path) -> None:
-        (folder / "adapter_model.safetensors").write_text(self.word)
-
-
-class FullDisk(Policy):
-    """A policy whose adapter fits only in part."""
-
-    def __init__(self, error: Exception):
-        self.error = error
-
-    def save_adapter(self, folder: Path) -> None:
-        (folder / "adapter_model.safetensors").write_text("ha")
-        raise self.error
+def adapter(word: str) -> dict[str, bytes]:
+    """The files of an adapter that is a word."""
+    return {"adapter_model.safetensors": word.encode()}
 
 
 def open_store(root: Path, keep: int = 3) -> CheckpointStore:
@@ -49,7 +34,7 @@ def open_store(root: Path, keep: int = 3) -> CheckpointStore:
 
 def save(store: CheckpointStore, step: int, reward: float) -> bool:
     evaluation = make_evaluation([reward], step=step)
-    return store.save(NamedWeights(f"weights of step {step}"), evaluation, {"a": step})
+    return store.save(adapter(f"weights of step {step}"), evaluation, {"a": step})
 
 
 def contents(root: Path) -> dict[str, str]:
@@ -60,22 +45,61 @@ def contents(root: Path) -> dict[str, str]:
     return {f.name: (f / "adapter_model.safetensors").read_text() for f in folders}
 
 
-REWARDS = st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0, -1.0, math.nan, math.inf])
+def make_state(step: int, store: CheckpointStore) -> State:
+    return State(
+        progress=Progress(step, 0, "digest", None, None, None, 0, {}),
+        origin=Origin("model: tiny\n", 9, {}),
+        best=store.ranking(),
+        adapter=HostTensors({"a": torch.tensor([float(step)])}),
+        optimizer=HostTensors({}),
+        positions={},
+    )
+
+
+REWARDS = st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0, -1.0, math.nan, math.inf, -math.inf])
+
+
+def take_steps(root: Path, rewards: list[float], keep: int) -> None:
+    """Steps with an evaluation each, as a run takes them: checkpoint, state, and what is too much goes."""
+    seen: list[tuple[float, int]] = []
+    oracle: list[tuple[float, int]] = []
+    for step, reward in enumerate(rewards, 1):
+        seen += [(reward, step)] if math.isfinite(reward) else []
+        before, oracle = oracle, sorted(seen, reverse=True)[:keep]
+        store, states = open_store(root, keep), StateStore(RunFolder(root))
+        is_kept = (reward, step) in oracle
+        assert save(store, step, reward) is is_kept
+        assert [(entry.reward, entry.step) for entry in store.ranking()] == oracle
+        on_disk = {s for _, s in before} | ({step} if is_kept else set())
+        assert contents(root) == {f"step_{s}": f"weights of step {s}" for s in on_disk}
+
+        states.save(make_state(step, store))
+        store.prune()
+        assert [(entry.reward, entry.step) for entry in store.ranking()] == oracle
+        assert contents(root) == {f"step_{s}": f"weights of step {s}" for _, s in oracle}
+        state, faults = states.newest()
+        assert state is not None and (state.progress.step, faults) == (step, [])
+        assert [(entry.reward, entry.step) for entry in state.best] == oracle
+        assert state.adapter["a"].tolist() == [step]
+        assert store.lost(state.best) == []
+    assert steps_in(root / "states") == list(range(1, len(rewards) + 1))[-2:]
+
+
+TIES = [random.Random(seed).choices([0.25, 0.5, 0.75, math.nan], k=14) for seed in range(4)]
+"""Random sequences in which every reward comes again and again."""
 
 
 @settings(max_examples=25, deadline=None, database=None)
 @given(rewards=st.lists(REWARDS, max_size=8), keep=st.integers(1, 4))
-def test_the_best_are_kept(rewards: list[float], keep: int) -> None:
+@example(rewards=TIES[0], keep=3)
+@example(rewards=TIES[1], keep=3)
+@example(rewards=TIES[2], keep=1)
+@example(rewards=TIES[3], keep=2)
+@example(rewards=[0.5] * 6, keep=3)
+@example(rewards=[math.nan, -math.inf, math.inf, math.nan], keep=3)
+def test_the_best_are_kept_and_the_newest_state_too(rewards: list[float], keep: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        seen: list[tuple[float, int]] = []
-        for step, reward in enumerate(rewards, 1):
-            seen += [(reward, step)] if math.isfinite(reward) else []
-            oracle = sorted(seen, reverse=True)[:keep]
-            store = open_store(root, keep)
-            assert save(store, step, reward) is ((reward, step) in oracle)
-            assert [(entry.reward, entry.step) for entry in store.ranking()] == oracle
-            assert contents(root) == {f"step_{s}": f"weights of step {s}" for _, s in oracle}
+        take_steps(Path(folder), rewards, keep)
 
 
 def test_ties_go_to_the_later() -> None:
@@ -86,14 +110,14 @@ def test_ties_go_to_the_later() -> None:
 def test_too_many_ungraded_samples_never_rank(tmp_path: Path) -> None:
     store = open_store(tmp_path)
     evaluation = make_evaluation([1.0, None])
-    assert store.save(NamedWeights("x"), evaluation, {}) is False
+    assert store.save(adapter("x"), evaluation, {}) is False
     assert contents(tmp_path) == {}
 
 
 def test_what_stands_in_a_checkpoint(tmp_path: Path) -> None:
     store = open_store(tmp_path)
     metrics = {"valid_reward_mean": 0.5, "timing/evaluation": 3.25, "loss/total": -0.25}
-    store.save(NamedWeights("x"), make_evaluation([0.5], step=4), metrics)
+    store.save(adapter("x"), make_evaluation([0.5], step=4), metrics)
     entry = json.loads((tmp_path / "checkpoints/step_4/checkpoint.json").read_text())
     assert isinstance(entry.pop("created_at"), int)
     assert entry == {
@@ -111,9 +135,19 @@ def test_a_step_that_is_computed_again_replaces_its_checkpoint(
 ) -> None:
     store = open_store(tmp_path, keep)
     save(store, 2, first)
-    store.save(NamedWeights("second"), make_evaluation([again], step=2), {})
+    store.save(adapter("second"), make_evaluation([again], step=2), {})
     assert contents(tmp_path) == {"step_2": "second"}
     assert store.ranking() == [Ranked(2, again)]
+
+
+def test_an_old_one_goes_only_once_a_state_is_saved(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    for step, reward in enumerate([0.1, 0.2, 0.3, 0.4, 0.15], 1):
+        save(store, step, reward)
+    assert list(contents(tmp_path)) == ["step_1", "step_2", "step_3", "step_4"]
+    assert store.ranking() == [Ranked(4, 0.4), Ranked(3, 0.3), Ranked(2, 0.2)]
+    store.forget_after(3)  # the state that was to follow step 4 never came
+    assert store.ranking() == [Ranked(3, 0.3), Ranked(2, 0.2), Ranked(1, 0.1)]
 
 
 def test_a_crash_between_writing_and_removing_loses_nothing(
@@ -126,32 +160,112 @@ def test_a_crash_between_writing_and_removing_loses_nothing(
     def crash(path: Path) -> None:
         raise KeyboardInterrupt
 
+    save(store, 4, 0.4)
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoints, "remove_folder", crash)
+        patch.setattr(disk, "remove_folder", crash)
         with pytest.raises(KeyboardInterrupt):
-            save(store, 4, 0.4)
+            store.prune()
     assert list(contents(tmp_path)) == ["step_1", "step_2", "step_3", "step_4"]
 
-    assert save(open_store(tmp_path), 5, 0.25)
+    store = open_store(tmp_path)
+    assert save(store, 5, 0.25)
+    store.prune()
     assert list(contents(tmp_path)) == ["step_3", "step_4", "step_5"]
 
 
 @pytest.mark.parametrize(
-    "error",
-    [
-        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
-        SafetensorError("I/O error: No space left on device (os error 28)"),
-    ],
-    ids=["python", "safetensors"],
+    "failpoint", ["disk.write", "disk.write#2", "disk.write#3", "disk.fsync#3", "disk.rename"]
 )
-def test_a_full_disk_loses_nothing_and_is_said_in_words(tmp_path: Path, error: Exception) -> None:
+def test_a_full_disk_loses_nothing_and_is_said_in_words(
+    tmp_path: Path, failpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = open_store(tmp_path)
     for step, reward in enumerate([0.1, 0.2, 0.3], 1):
         save(store, step, reward)
-    with pytest.raises(MachineError, match="cannot write: No space left on device") as failure:
-        store.save(FullDisk(error), make_evaluation([0.9], step=4), {})
+    _visits.cache_clear()
+    monkeypatch.setenv(VARIABLE, f"{failpoint}=ENOSPC")
+    with pytest.raises(DiskError, match="cannot write: No space left on device") as failure:
+        save(store, 4, 0.9)
     assert "free some space" in str(failure.value)
     assert list(contents(tmp_path)) == ["step_1", "step_2", "step_3"]
+    monkeypatch.delenv(VARIABLE)
+    assert save(store, 4, 0.9)
+
+
+def test_a_run_that_pauses_keeps_the_adapter_of_that_step(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    save(store, 2, 0.5)
+    store.save_pause(adapter("paused"), 3)
+    entry = json.loads((tmp_path / "checkpoints/step_3/checkpoint.json").read_text())
+    assert isinstance(entry.pop("created_at"), int)
+    assert entry == {
+        "object": "fine_tuning.job.checkpoint",
+        "step": 3,
+        "valid_reward_mean": None,
+        "metrics": {},
+        "is_pause": True,
+    }
+    assert contents(tmp_path) == {"step_2": "weights of step 2", "step_3": "paused"}
+    assert store.ranking() == [Ranked(2, 0.5)]
+
+
+def test_a_pause_at_a_checkpoint_needs_no_other(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    save(store, 2, 0.5)
+    for _ in range(2):
+        store.save_pause(adapter("the same weights"), 2)
+    assert contents(tmp_path) == {"step_2": "weights of step 2"}
+    assert store.ranking() == [Ranked(2, 0.5)]
+    (tmp_path / "checkpoints/step_2/manifest.json").unlink()
+    store.save_pause(adapter("whole again"), 2)
+    assert contents(tmp_path) == {"step_2": "whole again"}
+
+
+def test_the_ranking_and_the_best_ignore_pauses(tmp_path: Path) -> None:
+    store = open_store(tmp_path, keep=2)
+    for step, reward in ((1, 0.1), (3, 0.3), (5, 0.2)):
+        store.save_pause(adapter("paused"), step - 1)
+        assert save(store, step, reward)
+        assert all(entry.step % 2 for entry in store.ranking())
+    assert store.ranking() == [Ranked(3, 0.3), Ranked(5, 0.2)]
+    assert not save(store, 7, 0.1)
+
+
+def test_the_newest_pause_stays_until_the_run_ends(tmp_path: Path) -> None:
+    store = open_store(tmp_path, keep=1)
+    save(store, 1, 0.1)
+    for step in (2, 10, 3):
+        store.save_pause(adapter(f"paused at {step}"), step)
+    save(store, 4, 0.4)
+    store.prune()
+    assert contents(tmp_path) == {"step_10": "paused at 10", "step_4": "weights of step 4"}
+    store.prune()
+    assert list(contents(tmp_path)) == ["step_10", "step_4"]
+    store.prune(is_last=True)
+    assert list(contents(tmp_path)) == ["step_4"]
+
+
+def test_an_evaluation_at_the_step_of_a_pause_replaces_it(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    store.save_pause(adapter("paused"), 2)
+    assert save(store, 2, 0.5)
+    assert contents(tmp_path) == {"step_2": "weights of step 2"}
+    assert store.ranking() == [Ranked(2, 0.5)]
+
+
+def test_lost_checkpoints_are_told(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    for step in (1, 2, 3):
+        save(store, step, step / 10)
+    expected = store.ranking()
+    assert store.lost(expected) == []
+    (tmp_path / "checkpoints/step_2/adapter_model.safetensors").write_text("weights of step 3")
+    disk.remove_folder(tmp_path / "checkpoints/step_3")
+    assert store.lost(expected) == [
+        "the checkpoint of step 3 is lost or damaged: manifest.json is missing",
+        "the checkpoint of step 2 is lost or damaged: "
+        "adapter_model.safetensors was changed since it was written",
+    ]
 
 
 def test_forget_after(tmp_path: Path) -> None:
@@ -166,6 +280,21 @@ def test_forget_after(tmp_path: Path) -> None:
     assert contents(tmp_path) == {}
 
 
+@pytest.mark.xfail(reason="ranking() trusts the keys of a checkpoint.json of the right size")
+@pytest.mark.parametrize("key", [b"valid_reward_mean", b"is_pause"])
+def test_a_flipped_bit_in_an_entry_does_not_stop_a_run(tmp_path: Path, key: bytes) -> None:
+    store = open_store(tmp_path)
+    save(store, 1, 0.5)
+    save(store, 2, 0.25)
+    store.save_pause(adapter("paused"), 3)
+    path = tmp_path / "checkpoints" / ("step_3" if key == b"is_pause" else "step_2")
+    content = (path / "checkpoint.json").read_bytes()
+    (path / "checkpoint.json").write_bytes(content.replace(key, b"w" + key[1:]))
+    assert Ranked(1, 0.5) in store.ranking()
+    store.prune()
+    assert save(store, 4, 0.75)
+
+
 FOREIGN = ("notes", "step_3_backup", "step_x", "my_step_2", "step_-1", "step_")
 
 
@@ -177,6 +306,8 @@ def test_foreign_folders_and_files_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "checkpoints/step_1.txt").write_text("keep me too")
     for step in (1, 2, 3):
         save(store, step, step / 10)
+        store.prune()
+    assert store.ranking() == [Ranked(3, 0.3)]
     store.forget_after(2)
     assert store.ranking() == []
     for name in FOREIGN:
