@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from rft.runs.layout import RunFolder
-from rft.runs.requests import Request, ask, asked
+from rft.runs.requests import Action, Request, ask, asked
 from rft.training.interrupts import SIGNALS, StepAbandoned, StopRequests
 
 GRACE = 0.4
@@ -26,6 +26,16 @@ def work(seconds: float) -> None:
         time.sleep(0.01)
 
 
+def ring_and_work(seconds: float, number: int = signal.SIGTERM) -> None:
+    ring(number)
+    work(seconds)
+
+
+def ask_and_work(folder: RunFolder, action: Action) -> None:
+    ask(folder, action, "somebody")
+    work(30)
+
+
 @pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
 def test_a_step_that_ends_within_the_grace_is_not_given_up(number: signal.Signals) -> None:
     with StopRequests(grace_seconds=5) as stop:
@@ -39,8 +49,7 @@ def test_a_step_that_takes_longer_is_given_up_after_it() -> None:
     with StopRequests(grace_seconds=GRACE) as stop:
         began = time.monotonic()
         with pytest.raises(StepAbandoned), stop.abandonable():
-            ring()
-            work(30)
+            ring_and_work(30)
         assert GRACE <= time.monotonic() - began < GRACE + 2
 
 
@@ -60,9 +69,12 @@ def test_outside_such_a_section_nothing_is_given_up_and_the_next_one_not_begun()
 
 
 def test_before_the_first_step_there_is_no_grace() -> None:
-    with StopRequests(grace_seconds=30) as stop, pytest.raises(StepAbandoned), stop.abandonable(patience=0):
-        ring()
-        work(30)
+    with (
+        StopRequests(grace_seconds=30) as stop,
+        pytest.raises(StepAbandoned),
+        stop.abandonable(patience=0),
+    ):
+        ring_and_work(30)
 
 
 def test_a_second_ctrl_c_leaves_at_once_and_a_second_sigterm_does_not() -> None:
@@ -72,8 +84,7 @@ def test_a_second_ctrl_c_leaves_at_once_and_a_second_sigterm_does_not() -> None:
             ring(signal.SIGTERM)
             work(0.05)
         with pytest.raises(KeyboardInterrupt):
-            ring(signal.SIGINT)
-            work(5)
+            ring_and_work(5, signal.SIGINT)
 
 
 @pytest.mark.parametrize("action", ["pause", "cancel"])
@@ -82,8 +93,7 @@ def test_a_request_in_the_folder_is_found(tmp_path: Path, action) -> None:
     with StopRequests(grace_seconds=GRACE) as stop:
         stop.listen_in(folder)
         with pytest.raises(StepAbandoned), stop.abandonable():
-            ask(folder, action, "somebody")
-            work(30)
+            ask_and_work(folder, action)
         assert stop.request == Request(action, "somebody")
 
 
