@@ -11,9 +11,9 @@ from rft.cli.output import Json, Reply
 from rft.cli.probe import Overrides
 from rft.cli.summary import shown_name
 from rft.cli.train import Order, run_job
-from rft.errors import MachineError, RunError, UserError
+from rft.errors import MachineError, RunError
 from rft.runs.documents import read_document
-from rft.runs.fork import fork_run
+from rft.runs.fork import fork_run, was_never_taken_up
 from rft.runs.layout import FINISHED, RUNS_FOLDER
 from rft.runs.lock import is_held, refuse_held
 from rft.runs.reader import ENDED, Run, open_run
@@ -46,6 +46,7 @@ def pause(name: RunName, timeout: Patience = PATIENCE_SECONDS, as_json: Json = F
         )
     if status.status == "paused":
         return _reply(run, as_json)
+    _refuse_unbegun(run)
     return _stop(run, "pause", timeout, as_json)
 
 
@@ -61,6 +62,7 @@ def cancel(name: RunName, timeout: Patience = PATIENCE_SECONDS, as_json: Json = 
     if status.status in FINISHED:
         raise RunError(f"the run has already {status.status}", where=str(run.folder.root))
     if status.status not in ENDED:
+        _refuse_unbegun(run)
         return _stop(run, "cancel", timeout, as_json)
     with RunWriter(run.folder.root, ()) as writer:
         writer.status("cancelled", "cancelled by rft runs cancel")
@@ -103,25 +105,32 @@ def resume(
             where=name,
             remedy="leave the step out, or add --fork to go on from that step in a copy",
         )
-    folder = run.folder
-    if fork:
-        folder = fork_run(run.folder, run.step)
-    else:
-        refuse_held(folder.lock)
-    document = job or folder.resolved_job
+    if not fork:
+        refuse_held(run.folder.lock)
+    document = job or run.folder.resolved_job
     if not document.is_file():
         raise RunError(
-            "the run has no job document", where=str(document), remedy="name one with --job"
+            "there is no job document", where=str(document), remedy="name one with --job"
         )
     begun = read_document(run.folder.environment).get("world_size")
     size = processes or (begun if isinstance(begun, int) else 1)
-    order = Order(document, tuple(overrides or ()), folder.root, resume=True, is_fork=fork)
+    if fork:
+        return _resume_copy(run, document, tuple(overrides or ()), size, as_json)
+    order = Order(document, tuple(overrides or ()), run.folder.root, resume=True)
+    return run_job(order, size, as_json)
+
+
+def _resume_copy(
+    run: Run, document: Path, overrides: tuple[str, ...], processes: int, as_json: bool
+) -> Reply | int:
+    """Go on in a copy, of which nothing stays when it is refused."""
+    copy = fork_run(run.folder, run.step)
     try:
-        return run_job(order, size, as_json)
-    except UserError:
-        if fork:  # a copy that never went on is of no use
-            shutil.rmtree(folder.root, ignore_errors=True)
-        raise
+        order = Order(document, overrides, copy.root, resume=True, is_fork=True)
+        return run_job(order, processes, as_json)
+    finally:
+        if was_never_taken_up(copy):
+            shutil.rmtree(copy.root, ignore_errors=True)
 
 
 def _stop(run: Run, action: Action, timeout: float, as_json: bool) -> Reply:
@@ -137,6 +146,14 @@ def _stop(run: Run, action: Action, timeout: float, as_json: bool) -> Reply:
             )
         time.sleep(POLL_SECONDS)
     return _reply(run, as_json)
+
+
+def _refuse_unbegun(run: Run) -> None:
+    """Raise RunError for a folder in which a process ended before it wrote what the run is."""
+    if not run.folder.state.is_file() and not is_held(run.folder.lock):
+        raise RunError(
+            "the run was never begun", where=str(run.folder.root), remedy="delete the folder"
+        )
 
 
 def _reply(run: Run, as_json: bool) -> Reply:

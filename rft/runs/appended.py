@@ -30,7 +30,8 @@ class AppendedFile:
         """Drop what stands beyond `size` bytes, but for the lines `kept`, in one move."""
         self.size = min(self.size, size)
         if not kept:
-            os.ftruncate(self._descriptor, self.size)
+            with disk.told_as_disk_error(self._path):
+                os.ftruncate(self._descriptor, self.size)
             return
         disk.replace(self._path, self._path.read_bytes()[: self.size] + kept)
         self.close()

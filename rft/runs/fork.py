@@ -1,8 +1,8 @@
 """A copy of a run that goes on by itself, from one of its states."""
 
+import contextlib
 import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from rft.errors import RunError
@@ -30,6 +30,11 @@ def fork_run(source: RunFolder, step: int | None = None) -> RunFolder:
     return target
 
 
+def was_never_taken_up(fork: RunFolder) -> bool:
+    """Whether no process has begun to go on with a fork."""
+    return read_document(fork.state).get("pid") is None
+
+
 def _state_to_copy(source: RunFolder, step: int | None) -> int:
     steps = steps_in(source.states)
     whole = [found for found in steps if not verify_folder(source.state_folder(found))]
@@ -42,7 +47,7 @@ def _state_to_copy(source: RunFolder, step: int | None) -> int:
 
 def _copy(source: RunFolder, target: RunFolder, step: int) -> None:
     """The state first: whatever else a running job writes meanwhile lies beyond it."""
-    shutil.copytree(source.state_folder(step), target.state_folder(step))
+    _copy_folder(source.state_folder(step), target.state_folder(step))
     if faults := verify_folder(target.state_folder(step)):
         raise RunError(
             f"the state of step {step} went while it was copied: {'; '.join(faults)}",
@@ -52,12 +57,12 @@ def _copy(source: RunFolder, target: RunFolder, step: int) -> None:
     pointer = {"step": step, "manifest_sha256": manifest_sha256(target.state_folder(step))}
     disk.replace(target.newest_state, json_bytes(pointer) + b"\n")
     for name in ("job.yaml", "job.resolved.yaml", "events.jsonl", "metrics.jsonl", "results.csv"):
-        _copy_if_there(source.root / name, target.root / name, shutil.copyfile)
+        _copy_file(source.root / name, target.root / name)
     for folder in ("samples", "evaluations", "checkpoints"):
         (target.root / folder).mkdir()
         for entry in sorted((source.root / folder).glob("step_*")):
-            copy = shutil.copytree if entry.is_dir() else shutil.copyfile
-            _copy_if_there(entry, target.root / folder / entry.name, copy)
+            copy = _copy_folder if entry.is_dir() else _copy_file
+            copy(entry, target.root / folder / entry.name)
     for number in steps_in(target.checkpoints):
         if verify_folder(target.checkpoint(number)):
             shutil.rmtree(target.checkpoint(number))
@@ -77,9 +82,14 @@ def _copy(source: RunFolder, target: RunFolder, step: int) -> None:
     disk.replace(target.state, json_bytes(state, indent=1) + b"\n")
 
 
-def _copy_if_there(source: Path, target: Path, copy: Callable[[Path, Path], object]) -> None:
+def _copy_folder(source: Path, target: Path) -> None:
+    """What is missing afterwards, its manifest tells."""
+    target.mkdir(parents=True)
+    for entry in sorted(source.iterdir()) if source.is_dir() else ():
+        _copy_file(entry, target / entry.name)
+
+
+def _copy_file(source: Path, target: Path) -> None:
     """A running job may drop what it no longer keeps at any moment."""
-    try:
-        copy(source, target)
-    except (FileNotFoundError, shutil.Error):
-        return
+    with contextlib.suppress(FileNotFoundError):
+        shutil.copyfile(source, target)

@@ -1,5 +1,6 @@
 """The one writer of a run: events, metrics, results, samples, evaluations, state."""
 
+import contextlib
 import csv
 import os
 import socket
@@ -9,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from rft.errors import RunError
+from rft.errors import DiskError, RunError
 from rft.runs import disk
 from rft.runs.appended import AppendedFile
 from rft.runs.documents import finite, json_bytes, parsed_lines, read_document, read_lines
@@ -186,7 +187,7 @@ class RunWriter:
             with self._telling:
                 event = self._next_event(level, message, "message", {"status": status})
         told = message or (before.get("message") if status == before.get("status") else None)
-        self._state = {
+        state = {
             "status": status,
             "step": before.get("step", 0) if step is None else step,
             "total_steps": before.get("total_steps") if total_steps is None else total_steps,
@@ -200,9 +201,12 @@ class RunWriter:
         }
         with self._telling:
             self._sync()
-            self.document("state.json", self._state)
+            self.document("state.json", state)
+            self._state = state
             if event:
-                self._events.append(_json_line(event))
+                # state.json has it: where the disk refuses the line, it is added when the run is opened
+                with contextlib.suppress(DiskError):
+                    self._events.append(_json_line(event))
 
     def free_reserve(self) -> None:
         """Give back the space held for the last words of a run on a full disk."""

@@ -63,16 +63,18 @@ def refuse_drift(ranks: Ranks, mine: Fingerprint) -> None:
 
 def drift(told: Sequence[Fingerprint]) -> list[Problem]:
     """Each difference of a rank from rank 0; `told`: one fingerprint per rank, in order."""
-    expected = _flat(told[0])
+    flat = [_flat(one) for one in told]
+    names = list(dict.fromkeys(name for one in flat for name in one))  # some may lack a library
     return [
         Problem(
-            f"rank {rank} has another {name} than rank 0: {value} instead of {expected.get(name)}",
+            f"rank {rank} has another {name} than rank 0: {theirs.get(name, 'none')} instead of "
+            f"{flat[0].get(name, 'none')}",
             where=f"rank {rank}",
             remedy=REMEDIES.get(name, SAME_ENVIRONMENT),
         )
-        for rank, theirs in enumerate(told)
-        for name, value in _flat(theirs).items()
-        if value != expected.get(name)
+        for rank, theirs in enumerate(flat)
+        for name in names
+        if theirs.get(name) != flat[0].get(name)
     ]
 
 

@@ -108,7 +108,8 @@ class CheckpointStore:
         for step in steps_in(self._folder.checkpoints):
             path = self._folder.checkpoint(step)
             entry = read_document(path / ENTRY)
-            if entry.get("step") == step and not manifest_faults(path):
+            is_entry = entry.get("step") == step and _has_place(entry)
+            if is_entry and not manifest_faults(path):
                 entries[step] = entry
         return entries
 
@@ -120,3 +121,9 @@ class CheckpointStore:
         }
         content = json_bytes(document, indent=1) + b"\n"
         write_folder(self._folder.checkpoint(entry["step"]), {**files, ENTRY: content})
+
+
+def _has_place(entry: Mapping[str, Any]) -> bool:
+    """Whether what a checkpoint says of itself ranks it, or says that it was made at a pause."""
+    reward = entry.get("valid_reward_mean")
+    return entry.get("is_pause") is True or isinstance(reward, int | float)

@@ -5,14 +5,19 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
 
-PATIENCE_SECONDS = 600.0
-"""Without any progress for so long a job counts as standing still: five times what a grade may take by default."""
+PATIENCE_SECONDS = 900.0
+"""Without any progress for so long a job counts as standing still: longer than a grade may take by default."""
 
 POLL_SECONDS = 1.0
+
+LEAVE_SECONDS = 0.5
+"""How long the end of a job waits for a report that does not return."""
+
+PACKAGE = Path(__file__).parent.parent
 
 GRADING_THREAD = "grade"
 """Begins the names of the threads in which grades are computed."""
@@ -26,7 +31,7 @@ DOINGS = {
     "training/evaluation.py": "evaluating",
     "runs/": "writing",
 }
-"""By the file of the innermost frame of the engine: what it is about."""
+"""By the file of a frame of the engine: what it is about. The innermost that is known tells."""
 
 
 class HangWatch:
@@ -64,7 +69,7 @@ class HangWatch:
         traceback: TracebackType | None,
     ) -> None:
         self._is_over.set()
-        self._thread.join()
+        self._thread.join(LEAVE_SECONDS)
 
     def _watch(self) -> None:
         seen, since, is_told = self._look(), time.monotonic(), False
@@ -94,44 +99,50 @@ class HangWatch:
     def _where(self) -> str:
         """What the watched thread does, what the graders do, and where all stacks are."""
         frames = sys._current_frames()
-        told = [_doing(frames.get(self._watched))]
+        told = [_doing(_places(frames.get(self._watched)))]
         calls = Counter(
             place
             for thread in threading.enumerate()
             if thread.name.startswith(GRADING_THREAD)
-            and (place := _place(frames.get(thread.ident or 0), "graders/"))
+            and (place := _grader_call(_places(frames.get(thread.ident or 0))))
         )
         if calls:
             told.append("grading " + ", ".join(f"{n} in {place}" for place, n in calls.items()))
-        if self._stacks is not None and _dump(self._stacks):
-            told.append(f"all stacks are in {self._stacks}")
+        if self._stacks is not None:
+            told.append(_dump(self._stacks))
         return "; ".join(told)
 
 
-def _doing(frame: FrameType | None) -> str:
-    place = _place(frame, "")
-    if place is None:
+def _doing(places: Sequence[str]) -> str:
+    if not places:
         return "outside rft"
-    doing = next((words for part, words in DOINGS.items() if part in place), "working")
-    return f"{doing}, in {place}"
+    known = (words for place in places for part, words in DOINGS.items() if part in place)
+    return f"{next(known, 'working')}, in {places[0]}"
 
 
-def _place(frame: FrameType | None, part: str) -> str | None:
-    """The innermost frame in a file of rft whose path has that part: `rft/graders/http.py:12 post`."""
+def _grader_call(places: Sequence[str]) -> str | None:
+    return next((place for place in places if place.startswith("rft/graders/")), None)
+
+
+def _places(frame: FrameType | None) -> list[str]:
+    """The frames in files of rft, the innermost first, such as `rft/graders/http.py:12 post`; without
+    lambdas and comprehensions, which name nothing."""
+    places = []
     while frame is not None:
-        path = Path(frame.f_code.co_filename).as_posix()
-        _, mark, inner = path.rpartition("/rft/")
-        if mark and part in inner and not inner.endswith("training/hang.py"):
-            return f"rft/{inner}:{frame.f_lineno} {frame.f_code.co_name}"
+        path = Path(frame.f_code.co_filename)
+        # by the folder of this package: a checkout named rft may hold a whole environment
+        if path.is_relative_to(PACKAGE) and not frame.f_code.co_name.startswith("<"):
+            inner = path.relative_to(PACKAGE).as_posix()
+            places.append(f"rft/{inner}:{frame.f_lineno} {frame.f_code.co_name}")
         frame = frame.f_back
-    return None
+    return places
 
 
-def _dump(path: Path) -> bool:
-    """Write the stacks of all threads; whether that was possible."""
+def _dump(path: Path) -> str:
+    """Write the stacks of all threads; gives where they are, or why they are not."""
     try:
         with path.open("w", encoding="utf-8") as stream:
             faulthandler.dump_traceback(stream, all_threads=True)
-    except OSError:
-        return False
-    return True
+    except OSError as error:
+        return f"the stacks could not be written: {error}"
+    return f"all stacks are in {path}"

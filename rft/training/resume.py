@@ -41,7 +41,21 @@ the files are compared by themselves."""
 TENSOR_KEYS = ("model", "engine.lora")
 """Keys that say which weights a state holds: not even a fork may change them."""
 
-REWARD_KEYS = ("method.reinforcement.grader.", "engine.grading.", "engine.evaluation.temperature")
+REWARD_KEYS = (
+    "method.reinforcement.grader.",
+    "method.reinforcement.response_format",
+    "method.reinforcement.hyperparameters.eval_samples",
+    "method.reinforcement.hyperparameters.reasoning_effort",
+    "engine.data",
+    "engine.evaluation.temperature",
+    "engine.grading.on_exception",
+    "engine.grading.pass_threshold_shapes_reward",
+    "engine.grading.similarity_model",
+    "engine.model.chat_template",
+    "engine.rollout.max_completion_tokens",
+    "engine.rollout.stop",
+    "engine.rollout.top_p",
+)
 """Beginnings of keys that change what a validation reward means."""
 
 EVAL_INTERVAL = "method.reinforcement.hyperparameters.eval_interval"
@@ -67,7 +81,10 @@ def keep_settled(job: Job, folder: RunFolder | None) -> Job:
     would stretch it, and the finished steps could no longer be the same."""
     if folder is None or not folder.resolved_job.is_file():
         return job
-    begun = flattened(yaml.safe_load(folder.resolved_job.read_text(encoding="utf-8")))
+    try:
+        begun = flattened(yaml.safe_load(folder.resolved_job.read_text(encoding="utf-8")))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        return job  # the state has the document too, and tells what differs
     hyperparameters = job.method.reinforcement.hyperparameters
     if hyperparameters.eval_interval != "auto" or EVAL_INTERVAL not in begun:
         return job
@@ -91,7 +108,8 @@ def refuse_changed_job(
         if before.get(key) != after.get(key)
         and not (is_forkable(key) if is_fork else is_safe(key, schedule))
     ]
-    if not is_fork and after[EPOCHS] < before[EPOCHS]:
+    is_shorter = after[EPOCHS] < before[EPOCHS] and is_safe(EPOCHS, schedule)
+    if not is_fork and is_shorter:
         changed.append(f"{EPOCHS}: {before[EPOCHS]!r} → {after[EPOCHS]!r} (more are possible)")
     if changed:
         raise RunError(

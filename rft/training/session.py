@@ -225,9 +225,13 @@ class Session:
         return self._end("succeeded", "The job has successfully completed")
 
     def _start(self) -> None:
-        """The evaluation of the untrained model, step 0."""
-        if not self.job.engine.evaluation.at_start:
-            return
+        """The evaluation of the untrained model, step 0, and a state: before it nothing is worth keeping, and
+        a run that has none may begin again with another job."""
+        if self.job.engine.evaluation.at_start:
+            self._measure_baseline()
+        self._save_state()
+
+    def _measure_baseline(self) -> None:
         with self._stop.abandonable():
             evaluation = self._evaluate(0)
         if self._recorder:
@@ -243,7 +247,6 @@ class Session:
         self._warn(smaller_sizes(before, self._progress))
         if self._recorder:
             self._state = self._captured()
-            self._save_state()
 
     def _evaluate(self, step: int) -> Evaluation:
         reach("evaluation.begun")
@@ -422,7 +425,7 @@ class Session:
                 files = self._parts.policy.adapter_files(self._state.adapter)
                 self._recorder.checkpoints.save_pause(files, step)
             reach("pause.checkpointed")
-            if step != self._saved_step:
+            if step > 0 and step != self._saved_step:
                 self._states.save(self._state)
                 self._saved_step = step
             self._recorder.checkpoints.prune()

@@ -1,5 +1,6 @@
 """`train`: from a job document to a session that runs, begun or taken up again."""
 
+import contextlib
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -146,7 +147,6 @@ def _open(
         stack.push(_broken_start(writer))
         _begin_folder(writer, order, workshop.job, resumption, machine)
         _refuse_small_disk(choice.folder, workshop, policy)
-    stop.listen_in(RunFolder(choice.folder))
     recorder = None
     if writer:
         recorder = Recorder(writer, report, workshop.job, parts, resumption.origin.total_steps)
@@ -156,6 +156,8 @@ def _open(
         resumption, stop, report,
     )  # fmt: skip
     session.begin()
+    # only now: before, the first rank may not yet have dropped a request to an earlier process
+    stop.listen_in(RunFolder(choice.folder))
     warnings = (*slow_path_warnings(policy, sampler), *_warnings_of(workshop.job, rows))
     for warning in warnings:
         session.say("warn", warning)
@@ -260,14 +262,15 @@ def _broken_start(writer: RunWriter) -> Callable[[type[BaseException] | None, An
     when it was asked to stop."""
 
     def record(kind: type[BaseException] | None, error: Any, traceback: Any) -> None:
-        if kind is None or writer.state.get("status") not in ("validating_files", "queued"):
+        if kind is None or writer.state.get("status") not in BEGUN:
             return
-        if issubclass(kind, (StepAbandoned, KeyboardInterrupt, PausedError)):
-            writer.status("paused", "stopped before the first step")
-        elif issubclass(kind, DiskError):
-            writer.free_reserve()
-            writer.status("paused", str(error), "error")
-        else:
-            writer.status("failed", str(error), "error", error={"message": str(error)})
+        with contextlib.suppress(DiskError):  # then the run is seen to have no process any more
+            if issubclass(kind, (StepAbandoned, KeyboardInterrupt, PausedError)):
+                writer.status("paused", "stopped before the first step")
+            elif issubclass(kind, DiskError):
+                writer.free_reserve()
+                writer.status("paused", str(error), "error")
+            else:
+                writer.status("failed", str(error), "error", error={"message": str(error)})
 
     return record

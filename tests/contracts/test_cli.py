@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,9 +23,12 @@ from rft.cli.text import clean, duration, outline, table
 from rft.errors import JobFailedError, MachineError, PausedError, Problem, UserError
 from rft.runs.documents import json_bytes
 from rft.runs.folders import write_folder
+from rft.runs.layout import RunFolder
 from rft.runs.reader import open_run
+from rft.runs.requests import asked
 from rft.runs.writer import RunWriter
 from tests.jobs import write_job
+from tests.statuses import bring_to
 from tests.tiny import save_tiny_model
 
 JOB = """\
@@ -67,7 +71,10 @@ COMMANDS = [
     ["runs", "--help"],
     *(
         ["runs", name, "--help"]
-        for name in ("list", "show", "checkpoints", "events", "samples", "errors", "compare")
+        for name in (
+            *("list", "show", "checkpoints", "events", "samples", "errors", "compare"),
+            *("pause", "resume", "cancel"),
+        )
     ),
 ]
 
@@ -106,6 +113,7 @@ def run(here: Path) -> Path:
     """runs/a-1: a short job that succeeded, best at step 2."""
     folder = here / "runs" / "a-1"
     with RunWriter(folder, [("both", "multi")]) as writer:
+        bring_to(writer, "running")
         writer.event("info", "Created")
         writer.event("warn", "Beware")
         writer.metrics({"step": 0, "valid_reward_mean": 0.25})
@@ -119,7 +127,7 @@ def run(here: Path) -> Path:
                 folder / "checkpoints" / f"step_{step}",
                 {"adapter_config.json": b"{}", "checkpoint.json": json_bytes(document)},
             )
-        writer.status("succeeded", step=2, total_steps=2, message="The job is done")
+        writer.status("succeeded", "The job is done", step=2, total_steps=2)
     return folder
 
 
@@ -211,12 +219,148 @@ def test_a_mistake_is_one_line_and_exit_2(
     assert len(document["error"]["problems"]) == 1
 
 
-@pytest.mark.parametrize("command", ["pause", "resume", "cancel"])
-def test_what_is_not_built_says_so(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["runs", command, "a-1", "--json"]) == 2
+NO_RUN = "error: there is no run 'a-2' (runs/a-2) → did you mean a-1?\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["pause", "a-2"], NO_RUN),
+        (["resume", "a-2"], NO_RUN),
+        (["cancel", "a-2"], NO_RUN),
+        (
+            ["pause", "a-1"],
+            "error: the run has succeeded: there is nothing to pause (runs/a-1)\n",
+        ),
+        (["cancel", "a-1"], "error: the run has already succeeded (runs/a-1)\n"),
+        (
+            ["resume", "a-1@1"],
+            "error: a run goes on from its newest state (a-1@1) → "
+            "leave the step out, or add --fork to go on from that step in a copy\n",
+        ),
+        (
+            ["resume", "a-1"],
+            "error: there is no job document (runs/a-1/job.resolved.yaml) → name one with --job\n",
+        ),
+        (
+            ["resume", "a-1@1", "--fork"],
+            "error: there is no job document (runs/a-1/job.resolved.yaml) → name one with --job\n",
+        ),
+    ],
+)
+def test_what_cannot_be_stopped_or_resumed_says_so_and_changes_nothing(
+    run: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def files() -> dict[str, bytes]:
+        return {str(p): p.read_bytes() for p in run.parent.rglob("*") if p.is_file()}
+
+    before = files()
+    assert main(["runs", *arguments]) == 2
     captured = capsys.readouterr()
-    assert f"rft runs {command} is not built yet (a-1) → " in captured.err
-    assert json.loads(captured.out)["error"]["type"] == "NotYetError"
+    assert (captured.out, captured.err) == ("", message)
+    assert main(["runs", *arguments, "--json"]) == 2
+    document = json.loads(capsys.readouterr().out)
+    assert document["error"]["type"] == "RunError"
+    assert files() == before
+
+
+def test_a_fork_to_a_job_that_is_missing_leaves_no_copy(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_folder(RunFolder(run).state_folder(2), {"progress.json": b"{}"})
+    assert main(["runs", "resume", "a-1", "--fork", "--job", "nowhere.yaml"]) == 2
+    assert "no job document (nowhere.yaml)" in capsys.readouterr().err
+    assert [path.name for path in run.parent.iterdir()] == ["a-1"]
+
+
+def test_a_run_that_never_had_a_status_is_cancelled_at_once(here: Path) -> None:
+    RunWriter(here / "runs/b-1", []).close()
+    assert main(["runs", "cancel", "b-1", "--timeout", "0.5"]) in (0, 2)
+    assert not (here / "runs/b-1/request.json").exists()
+
+
+def test_a_paused_run_stays_paused_until_it_is_cancelled(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with RunWriter(here / "runs/b-1", []) as writer:
+        bring_to(writer, "paused", message="stopped by SIGTERM", step=3)
+    assert main(["runs", "pause", "b-1"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "runs/b-1: paused, step 3",
+        "  stopped by SIGTERM",
+        "  go on with: rft runs resume b-1",
+    ]
+    assert not (here / "runs/b-1/request.json").exists()
+    assert main(["runs", "cancel", "b-1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {
+        "run": "b-1",
+        "status": "cancelled",
+        "step": 3,
+        "message": "cancelled by rft runs cancel",
+    }
+    messages = [event["message"] for event in open_run("b-1", Path("runs")).events()]
+    assert messages == ["stopped by SIGTERM", "cancelled by rft runs cancel"]
+    for command in ("pause", "cancel"):
+        assert main(["runs", command, "b-1"]) == 2
+        assert "cancelled" in capsys.readouterr().err
+
+
+def test_a_failed_run_can_be_cancelled_but_not_paused(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with RunWriter(here / "runs/b-1", []) as writer:
+        bring_to(writer, "failed", message="lost", error={"message": "lost"})
+    assert main(["runs", "pause", "b-1"]) == 2
+    assert "the run has failed: there is nothing to pause" in capsys.readouterr().err
+    assert main(["runs", "cancel", "b-1"]) == 0
+    assert open_run("b-1", Path("runs")).status().status == "cancelled"
+
+
+def test_a_run_whose_process_died_can_be_cancelled(here: Path) -> None:
+    with RunWriter(here / "runs/b-1", []) as writer:
+        bring_to(writer, "running")
+    assert main(["runs", "pause", "b-1"]) == 0
+    assert main(["runs", "cancel", "b-1"]) == 0
+    assert open_run("b-1", Path("runs")).status().status == "cancelled"
+
+
+@pytest.mark.parametrize(("action", "status"), [("pause", "paused"), ("cancel", "cancelled")])
+def test_a_running_job_is_asked_and_waited_for(
+    here: Path, action: str, status: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = here / "runs/b-1"
+    with RunWriter(folder, []) as writer:
+        bring_to(writer, "running", step=4)
+        assert main(["runs", action, "b-1", "--timeout", "0.2"]) == 3
+        assert capsys.readouterr().err == (
+            "error: the run has not stopped within 0.2 seconds; it is asked to, and may still "
+            "(runs/b-1) → look at it: rft runs show b-1\n"
+        )
+        request = asked(RunFolder(folder))
+        assert request is not None
+        assert (request.action, request.reason) == (action, f"rft runs {action}")
+
+        def obey() -> None:
+            time.sleep(0.5)
+            writer.status(status, request.reason)  # type: ignore[arg-type]
+            writer.close()
+
+        process = threading.Thread(target=obey)
+        process.start()
+        assert main(["runs", action, "b-1"]) == 0
+        process.join()
+    assert capsys.readouterr().out.splitlines()[0] == f"runs/b-1: {status}, step 4"
+
+
+def test_a_run_in_use_is_not_resumed(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with RunWriter(here / "runs/b-1", []) as writer:
+        bring_to(writer, "running")
+        assert main(["runs", "resume", "b-1"]) == 2
+        assert re.match(
+            rf"error: the run is in use by process {os.getpid()} on \S+ since [\d: -]+ "
+            r"\(runs/b-1\) → pause it first: rft runs pause,",
+            capsys.readouterr().err,
+        )
 
 
 def test_a_missing_job_is_refused_before_any_process_starts(
@@ -573,10 +717,16 @@ def test_the_code_of_a_launch_is_the_job_s(
 
 
 def test_each_process_of_a_launch_gets_the_same_command() -> None:
-    arguments = train._child_arguments(Path("j.yaml"), ["seed=1"], Path("out"), True, True)
-    assert arguments == [
+    order = train.Order(Path("j.yaml"), ("seed=1",), Path("out"), resume=True)
+    assert order.arguments(as_json=True) == [
         *("train", "--run-dir", "out", "--resume", "--json", "--", "j.yaml", "seed=1")
     ]
+    fork = train.Order(Path("j.yaml"), (), Path("out-2"), resume=True, is_fork=True)
+    assert fork.arguments(as_json=False) == [
+        *("train", "--run-dir", "out-2", "--resume", "--is-fork", "--", "j.yaml")
+    ]
+    new = train.Order(Path("j.yaml"), (), None, resume=False)
+    assert new.arguments(as_json=False) == ["train", "--", "j.yaml"]
 
 
 def test_a_step_is_one_line() -> None:

@@ -246,7 +246,7 @@ def test_a_job_that_fails_at_the_start_pauses_and_begins_once_it_is_mended(
     job_file, folder = job_that_needs(tmp_path / "bonus", tmp_path / "job"), Path("runs/tiny-1")
     assert main(["train", str(job_file), UNSAFE]) == 75
     shown = capsys.readouterr().out
-    assert f"next\n  {program()} runs errors tiny-1\n  {program()} train " in shown
+    assert f"next\n  {program()} runs errors tiny-1\n  {program()} runs resume tiny-1\n" in shown
 
     state = state_of(folder)
     assert (state["status"], state["step"]) == ("paused", 0)
@@ -255,7 +255,7 @@ def test_a_job_that_fails_at_the_start_pauses_and_begins_once_it_is_mended(
         "paused after step 0: 6 of 6 validation grades failed, more than "
         "engine.grading.error_pause_rate = 0.5 allows: 6 with python_grader_runtime_error in letters "
         "(runs/tiny-1) → look at `rft runs errors runs/tiny-1`, and resume once the grader has what "
-        "it needs (the step is then done again)"
+        "it needs (the step is then done again; a changed grader takes a copy of the run, with --fork)"
     )
     assert [text.partition(":")[0] for text in offenders] == [f"{row} sample 0" for row in range(3)]
     for text in offenders:
@@ -301,7 +301,8 @@ def test_a_step_whose_grading_failed_is_done_again(
     state = state_of(folder)
     assert (state["status"], state["step"]) == ("paused", 2)
     assert state["message"].startswith("paused after step 3: 16 of 16 training grades failed, ")
-    assert "(the step is then done again); a changed grader takes a new run\n" in state["message"]
+    again = "(the step is then done again; a changed grader takes a copy of the run, with --fork)\n"
+    assert again in state["message"]
     assert state["message"].count("FileNotFoundError") == 3
     failed = comparable(folder)[2]
     assert (failed["step"], failed[f"errors/train_{RUNTIME}_mean"]) == (3, 1.0)

@@ -180,6 +180,39 @@ def test_a_saved_adapter_is_the_same_bytes_each_time(tmp_path: Path) -> None:
     assert (config["r"], config["lora_alpha"]) == (4, 8)
 
 
+def test_the_files_say_what_peft_itself_would_write(tmp_path: Path) -> None:
+    policy = tiny_policy()
+    policy.save_adapter(tmp_path / "mine")  # a folder that is not there yet
+    policy.model.save_pretrained(str(tmp_path / "theirs"), save_embedding_layers=False)
+    mine, theirs = read_adapter(tmp_path / "mine"), read_adapter(tmp_path / "theirs")
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in mine.items())
+    configs = [
+        json.loads((tmp_path / name / "adapter_config.json").read_text())
+        for name in ("mine", "theirs")
+    ]
+    for config in configs:
+        config.update({k: sorted(v) for k, v in config.items() if isinstance(v, list)})
+        assert not config.pop("base_model_name_or_path")  # a model from nowhere
+    assert configs[0] == configs[1]
+
+
+def test_the_files_of_other_weights_leave_the_policy_as_it_is(tmp_path: Path) -> None:
+    policy = tiny_policy()
+    before = {name: tensor.clone() for name, tensor in policy.adapter_tensors().items()}
+    own = policy.adapter_files()
+    other = policy.adapter_files({name: tensor + 1 for name, tensor in before.items()})
+    assert own["adapter_config.json"] == other["adapter_config.json"]
+    for name, content in other.items():
+        (tmp_path / name).write_bytes(content)
+    found = read_adapter(tmp_path)
+    assert found.keys() == before.keys()
+    assert all(torch.equal(found[name], before[name] + 1) for name in before)
+    after = policy.adapter_tensors()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert policy.adapter_files() == own
+
+
 def test_the_reference_of_a_new_policy_is_the_base() -> None:
     policy = tiny_policy()
     base = new_policy(tiny_model(), SHAPE, 0).score(batch(), 0.8).logprobs

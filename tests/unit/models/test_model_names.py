@@ -73,7 +73,7 @@ def run_with_checkpoint(tmp_path: Path) -> Path:
     (run / "state.json").write_text("{}")
     made = adapter_folder(tmp_path / "made", str(base))
     files = {path.name: path.read_bytes() or b"weights" for path in made.iterdir()}
-    write_folder(run / "checkpoints" / "step_5", {**files, "checkpoint.json": b"{}"})
+    write_folder(run / "checkpoints" / "step_5", {**files, "checkpoint.json": b'{"step": 5}'})
     return run
 
 

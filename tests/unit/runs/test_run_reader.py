@@ -10,6 +10,7 @@ from rft.runs.documents import json_bytes
 from rft.runs.folders import write_folder
 from rft.runs.reader import adapter_folder, list_runs, open_run, split_reference
 from rft.runs.writer import RunWriter
+from tests.statuses import bring_to
 
 
 def save_checkpoint(folder: Path, step: int, reward: float | None) -> None:
@@ -24,7 +25,7 @@ def save_checkpoint(folder: Path, step: int, reward: float | None) -> None:
 def parent(tmp_path: Path) -> Path:
     for number in (1, 2, 10):
         with RunWriter(tmp_path / f"a-{number}", []) as run:
-            run.status("succeeded", step=4, total_steps=4)
+            bring_to(run, "running", step=4, total_steps=4)
     save_checkpoint(tmp_path / "a-2", 2, 0.5)
     save_checkpoint(tmp_path / "a-2", 3, 0.75)
     save_checkpoint(tmp_path / "a-2", 4, 0.75)
@@ -69,8 +70,31 @@ def test_the_best_checkpoint_is_the_later_of_equals_unless_the_state_says(parent
     assert best is not None and (best.step, best.valid_reward_mean) == (4, 0.75)
     with RunWriter(parent / "a-2", []) as writer:
         writer.status("succeeded", best={"step": 3, "valid_reward_mean": 0.75})
+    assert str(run.status()) == "succeeded"
     assert adapter_folder("a-2", parent).name == "step_3"
     assert adapter_folder("a-2@2", parent) == parent / "a-2" / "checkpoints" / "step_2"
+
+
+def test_the_checkpoint_of_a_pause_is_the_best_only_where_none_has_a_reward(tmp_path: Path) -> None:
+    folder = tmp_path / "a-1"
+    RunWriter(folder, []).close()
+    document = {"step": 7, "valid_reward_mean": None, "is_pause": True}
+    files = {"adapter_config.json": b"{}", "checkpoint.json": json_bytes(document)}
+    write_folder(folder / "checkpoints/step_7", files)
+    assert adapter_folder("a-1", tmp_path).name == "step_7"
+    save_checkpoint(folder, 2, 0.25)
+    run = open_run("a-1", tmp_path)
+    assert [(c.step, c.is_pause) for c in run.checkpoints()] == [(2, False), (7, True)]
+    assert adapter_folder("a-1", tmp_path).name == "step_2"
+    assert adapter_folder("a-1@7", tmp_path).name == "step_7"
+
+
+def test_a_checkpoint_that_says_it_is_another_s_does_not_exist(tmp_path: Path) -> None:
+    RunWriter(tmp_path / "a-1", []).close()
+    for name, says in (("step_2", 2), ("step_3", 2), ("step_4", None)):
+        content = {"checkpoint.json": json_bytes({"step": says, "valid_reward_mean": 0.5})}
+        write_folder(tmp_path / "a-1/checkpoints" / name, content)
+    assert [c.step for c in open_run("a-1", tmp_path).checkpoints()] == [2]
 
 
 def test_checkpoints_without_a_whole_manifest_do_not_exist(parent: Path) -> None:
@@ -91,7 +115,7 @@ def test_a_damaged_adapter_is_refused(parent: Path) -> None:
 
 def test_a_run_whose_process_is_gone_is_shown_as_paused(tmp_path: Path) -> None:
     with RunWriter(tmp_path / "a-1", []) as writer:
-        writer.status("running", step=2)
+        bring_to(writer, "running", step=2)
         assert str(open_run("a-1", tmp_path).status()) == "running"
     status = open_run("a-1", tmp_path).status()
     assert (status.status, str(status)) == ("paused", "paused (its process ended)")

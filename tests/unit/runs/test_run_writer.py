@@ -1,19 +1,24 @@
 """The one writer: what stands in the files, and how it goes back."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, get_args
 
 import pyarrow.parquet as parquet
 import pytest
 
-from rft.errors import RunError
+from rft.errors import DiskError, RunError
+from rft.failpoints import VARIABLE, _visits
 from rft.runs.layout import RunFolder, steps_in
 from rft.runs.lock import is_held
+from rft.runs.reader import open_run
 from rft.runs.results import results_columns
 from rft.runs.tables import EVALUATION_SCHEMA, SAMPLES_SCHEMA, read_table
-from rft.runs.writer import RunWriter
+from rft.runs.writer import RESERVE_BYTES, RunWriter, Status
+from tests.statuses import bring_to
 
 PARTS = [("all", "multi"), ("code", "python")]
 
@@ -139,22 +144,192 @@ def test_evaluations_are_bounded_but_for_the_first_and_the_kept(folder: Path) ->
     assert steps_in(folder / "evaluations", ".parquet") == [0, 2, 3, *range(6, 103)]
 
 
+def state_of(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / "state.json").read_text()))
+
+
 def test_the_state_carries_over_what_is_not_given(folder: Path) -> None:
+    best = {"step": 2, "valid_reward_mean": 0.5}
     with writer(folder) as run:
-        run.status("running", step=3, total_steps=9, best={"step": 2, "valid_reward_mean": 0.5})
-        run.status("failed", error={"message": "no"}, message="why")
-        run.status("running", step=4)
-    state = json.loads((folder / "state.json").read_text())
+        bring_to(run, "running", step=3, total_steps=9, best=best)
+        run.status("failed", "why", "error", error={"message": "no"})
+        failed = state_of(folder)
+        run.status("validating_files", step=4)
+        assert run.state == state_of(folder)
+    assert (failed["message"], failed["error"]) == ("why", {"message": "no"})
+    state = state_of(folder)
     del state["pid"], state["host"]
     assert state == {
-        "status": "running",
+        "status": "validating_files",
         "step": 4,
         "total_steps": 9,
         "created_at": 1000,
         "error": None,
         "best": {"step": 2, "valid_reward_mean": 0.5},
         "message": None,
+        "event": None,
     }
+
+
+def test_a_message_stays_while_the_status_does(folder: Path) -> None:
+    with writer(folder) as run:
+        bring_to(run, "running", message="Fine-tuning job started")
+        run.status("running", step=1)
+        assert state_of(folder)["message"] == "Fine-tuning job started"
+        run.status("pausing")
+        assert state_of(folder)["message"] is None
+
+
+BEGUN = ("validating_files", "queued", "running", "pausing")
+
+MAY_FOLLOW: dict[str | None, tuple[str, ...]] = {
+    None: ("validating_files",),
+    "validating_files": (*BEGUN[:2], "paused", "failed", "cancelled"),
+    "queued": ("validating_files", "running", "pausing", "paused", "failed", "cancelled"),
+    "running": (
+        *("validating_files", "running", "pausing"),
+        *("paused", "succeeded", "failed", "cancelled"),
+    ),
+    "pausing": ("validating_files", "paused", "failed", "cancelled"),
+    "paused": ("validating_files", "cancelled"),
+    "failed": ("validating_files", "cancelled"),
+    "succeeded": (),
+    "cancelled": (),
+}
+"""From each status, to begin again after a process that died included."""
+
+
+@pytest.mark.parametrize("after", get_args(Status))
+@pytest.mark.parametrize("before", MAY_FOLLOW)
+def test_which_status_may_follow_which(folder: Path, before: str | None, after: Status) -> None:
+    folder.mkdir()
+    if before:
+        (folder / "state.json").write_text(json.dumps({"status": before}))
+    with writer(folder) as run:
+        if after in MAY_FOLLOW[before]:
+            run.status(after, "so be it")
+            assert (state_of(folder)["status"], run.state["status"]) == (after, after)
+            return
+        old = contents(folder)
+        with pytest.raises(ValueError, match=rf"^a run that is {before} cannot become {after}$"):
+            run.status(after, "never told")
+        assert run.state.get("status") == before
+        assert contents(folder) == old
+        assert (folder / "state.json").exists() is bool(before)
+        run.event("info", "the next")
+    assert '"ftevent-1"' in (folder / "events.jsonl").read_text()
+
+
+def test_a_job_that_nothing_interrupts_goes_through_all_of_it(folder: Path) -> None:
+    with writer(folder) as run:
+        bring_to(run, "succeeded", message="The job is done")
+    assert state_of(folder)["status"] == "succeeded"
+
+
+def test_a_status_with_a_message_is_an_event_of_the_same_write(folder: Path) -> None:
+    with writer(folder) as run:
+        run.status("validating_files", "Created fine-tuning job: a-1")
+        run.status("queued")
+        run.status("failed", "why", "error", error={"message": "why"})
+    events = [json.loads(line) for line in (folder / "events.jsonl").read_bytes().splitlines()]
+    assert [(e["id"], e["level"], e["message"], e["type"], e["data"]) for e in events] == [
+        (
+            "ftevent-1", "info", "Created fine-tuning job: a-1", "message",
+            {"status": "validating_files"},
+        ),
+        ("ftevent-2", "error", "why", "message", {"status": "failed"}),
+    ]  # fmt: skip
+    assert state_of(folder)["event"] == events[-1]
+
+
+@pytest.mark.parametrize("is_torn", [False, True])
+def test_an_event_that_only_the_state_has_is_shown_once_and_written_again(
+    folder: Path, is_torn: bool
+) -> None:
+    """A kill between the two writes of a status, or in the middle of the second."""
+    with writer(folder) as run:
+        bring_to(run, "running", message="Fine-tuning job started")
+        run.event("info", "step 1")
+        before = (folder / "events.jsonl").stat().st_size
+        run.status("pausing", "Pausing: stopped by SIGTERM")
+    path = folder / "events.jsonl"
+    whole = path.read_bytes()
+    os.truncate(path, before + 20 if is_torn else before)
+
+    def told() -> list[str]:
+        return [event["message"] for event in open_run(str(folder), folder).events()]
+
+    expected = ["Fine-tuning job started", "step 1", "Pausing: stopped by SIGTERM"]
+    assert told() == expected
+    for _ in range(2):
+        writer(folder).close()
+        assert path.read_bytes() == whole
+        assert told() == expected
+    with writer(folder) as run:
+        run.status("paused", "stopped by SIGTERM")
+    assert told() == [*expected, "stopped by SIGTERM"]
+    ids = [json.loads(line)["id"] for line in path.read_bytes().splitlines()]
+    assert ids == ["ftevent-1", "ftevent-2", "ftevent-3", "ftevent-4"]
+
+
+def test_a_status_whose_events_the_disk_refuses_is_there_all_the_same(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with writer(folder) as run:
+        bring_to(run, "running")
+        _visits.cache_clear()
+        monkeypatch.setenv(VARIABLE, "disk.write#2=ENOSPC")
+        run.status("pausing", "Pausing: why")
+        monkeypatch.delenv(VARIABLE)
+        assert (folder / "events.jsonl").read_bytes() == b""
+        assert [e["message"] for e in open_run(str(folder), folder).events()] == ["Pausing: why"]
+    writer(folder).close()
+    assert (folder / "events.jsonl").read_text().count("Pausing: why") == 1
+
+
+@pytest.mark.parametrize("refusal", ["disk.fsync=EIO", "disk.write=ENOSPC", "disk.rename=EACCES"])
+def test_a_status_that_the_disk_refuses_is_not_taken(
+    folder: Path, refusal: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with writer(folder) as run:
+        bring_to(run, "running", step=3)
+        before = state_of(folder)
+        _visits.cache_clear()
+        monkeypatch.setenv(VARIABLE, refusal)
+        with pytest.raises(DiskError):
+            run.status("succeeded", "The job is done")
+        monkeypatch.delenv(VARIABLE)
+        assert run.state == state_of(folder) == before
+        run.status("paused", "cannot write", "error")
+    assert state_of(folder)["status"] == "paused"
+
+
+def test_a_last_status_is_final_though_its_line_of_events_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with writer(folder) as run:
+        bring_to(run, "running")
+        _visits.cache_clear()
+        monkeypatch.setenv(VARIABLE, "disk.write#2=ENOSPC")
+        run.status("succeeded", "The job is done")  # state.json holds the event already
+    assert state_of(folder)["status"] == "succeeded"
+
+
+def test_space_is_held_until_it_is_given_back(folder: Path) -> None:
+    with writer(folder) as run:
+        assert (folder / "reserve").stat().st_size == RESERVE_BYTES == 65536
+        run.free_reserve()
+        run.free_reserve()
+        assert not (folder / "reserve").exists()
+    writer(folder).close()
+    assert (folder / "reserve").stat().st_size == RESERVE_BYTES
+
+
+def test_opening_a_run_forgets_what_was_asked_of_the_last_process(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "request.json").write_text('{"action": "pause"}')
+    writer(folder).close()
+    assert not (folder / "request.json").exists()
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -193,6 +368,55 @@ def test_rewinding_gives_the_files_of_a_run_never_interrupted(folder: Path, tmp_
     assert contents(folder) == contents(tmp_path / "straight")
 
 
+@pytest.mark.parametrize("is_from_nothing", [False, True])
+def test_rewinding_keeps_the_events_that_tell_of_a_status(
+    folder: Path, is_from_nothing: bool
+) -> None:
+    with writer(folder) as run:
+        bring_to(run, "running", message="Fine-tuning job started")
+        take_step(run, 1)
+        positions = {} if is_from_nothing else run.positions()
+        take_step(run, 2)
+        run.event("info", "a figure", type="metrics", data={"step": 2})
+        run.status("running", step=2)
+        run.status("pausing", "Pausing: why")
+        run.event("warn", "beware")
+        run.status("paused", "paused after step 2")
+    kept = ["Pausing: why", "paused after step 2"]
+    with writer(folder) as run:
+        run.rewind(positions)
+        assert run.positions()["events"] == (folder / "events.jsonl").stat().st_size
+        run.event("info", "go on")
+    events = open_run(str(folder), folder).events()
+    before = ["Fine-tuning job started"] + ([] if is_from_nothing else ["step 1"])
+    assert [event["message"] for event in events] == [*before, *kept, "go on"]
+    numbers = [int(event["id"].removeprefix("ftevent-")) for event in events]
+    assert numbers == sorted(set(numbers))
+    with writer(folder) as run:
+        run.rewind({"events": 0})
+        assert [e["message"] for e in open_run(str(folder), folder).events()] == [
+            "Fine-tuning job started", *kept,
+        ]  # fmt: skip
+
+
+def test_a_rewind_with_other_graders_may_begin_the_results_anew(folder: Path) -> None:
+    with writer(folder) as run:
+        take_step(run, 1)
+        positions = run.positions()
+    with RunWriter(folder, []) as run:
+        run.rewind(positions, keeps_results=False)
+        assert (folder / "results.csv").read_text() == ",".join(results_columns([])) + "\n"
+        assert run.positions()["results"] == (folder / "results.csv").stat().st_size
+        assert len((folder / "metrics.jsonl").read_text().splitlines()) == 1
+    with writer(folder) as run:
+        take_step(run, 2)
+        before = (folder / "results.csv").read_bytes()
+    with RunWriter(folder, []) as run:
+        same = dict.fromkeys(("events", "metrics", "results"), len(before))
+        run.rewind(same, keeps_results=False)
+        assert (folder / "results.csv").read_bytes() == before
+
+
 def test_rewinding_to_nothing_allows_other_graders(folder: Path) -> None:
     with writer(folder) as run:
         take_step(run, 1)
@@ -219,7 +443,8 @@ def test_lines_lost_since_a_state_are_reported(folder: Path) -> None:
 HOLD = """
 import sys, time
 from pathlib import Path
-from rft.runs.writer import RunWriter
+from rft.runs.writer import RESERVE_BYTES, RunWriter, Status
+from tests.statuses import bring_to
 with RunWriter(Path(sys.argv[1]), []):
     print("held", flush=True)
     time.sleep(60)

@@ -280,7 +280,6 @@ def test_forget_after(tmp_path: Path) -> None:
     assert contents(tmp_path) == {}
 
 
-@pytest.mark.xfail(reason="ranking() trusts the keys of a checkpoint.json of the right size")
 @pytest.mark.parametrize("key", [b"valid_reward_mean", b"is_pause"])
 def test_a_flipped_bit_in_an_entry_does_not_stop_a_run(tmp_path: Path, key: bytes) -> None:
     store = open_store(tmp_path)

@@ -129,14 +129,12 @@ def test_no_other_epochs_where_the_rate_falls(tmp_path: Path, schedule: str) -> 
             refuse(epochs(num, schedule), tmp_path, begun)
 
 
-@pytest.mark.xfail(reason="fewer epochs are also told as if more were possible")
 def test_where_the_rate_falls_more_epochs_are_not_offered(tmp_path: Path) -> None:
     with pytest.raises(RunError) as refusal:
         refuse(epochs(1, "linear"), tmp_path, dump_job(epochs(2, "linear")))
     assert refusal.value.problems[0].what.endswith(f"begun with: {EPOCHS}: 2 → 1")
 
 
-@pytest.mark.xfail(reason="all of engine.grading. counts as changing rewards")
 @pytest.mark.parametrize(
     "override", ["engine.grading.concurrency=7", "engine.grading.error_pause_rate=0.1"]
 )
@@ -247,7 +245,6 @@ def test_nothing_else_is_settled(tmp_path: Path, overrides: tuple[str, ...]) -> 
         assert keep_settled(job, written(tmp_path)) == job
 
 
-@pytest.mark.xfail(reason="job.resolved.yaml is read without a thought to damage")
 @pytest.mark.parametrize("content", [b"model: [\n", b"\xff\xfe"])
 def test_a_damaged_document_settles_nothing(tmp_path: Path, content: bytes) -> None:
     """The state has a whole one; this is for people."""
