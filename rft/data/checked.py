@@ -4,9 +4,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rft.data.examples import data_warnings, readable_examples, row_place
-from rft.errors import DataError, JobError, NotYetError, UserError
+from rft.errors import DataError, JobError, NotYetError, Problem, UserError
 from rft.graders import grader_parts, grader_warnings, output_json_problems, template_problems
-from rft.job import Job, Reading, load_job, read_job
+from rft.job import Job, Reading, read_job
 from rft.types import Example
 
 GRADER = "method.reinforcement.grader"
@@ -21,9 +21,10 @@ def load_sound_job(path: Path, overrides: Sequence[str] = ()) -> Job:
     """
     reading = read_job(path, overrides)
     if reading.error is None:
-        return load_job(path, overrides)
+        assert reading.job is not None
+        return reading.job
     faults: list[UserError] = [reading.error, *faults_beside(reading)]
-    problems = [problem for fault in faults for problem in fault.problems]
+    problems = _problems_of(faults)
     is_all_unbuilt = all(isinstance(fault, NotYetError) for fault in faults)
     raise (NotYetError if is_all_unbuilt else JobError)(problems)
 
@@ -39,9 +40,14 @@ def load_all_rows(job: Job) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
     """The examples of the training and of the validation file; raises UserError with all faults."""
     rows, faults = data_faults(job, MIN_ROWS)
     if faults:
-        raise type(faults[0])([problem for fault in faults for problem in fault.problems])
+        raise type(faults[0])(_problems_of(faults))
     train, valid = rows
     return train, valid
+
+
+def _problems_of(faults: Iterable[UserError]) -> list[Problem]:
+    """All problems, each once: both files have the job's templates in common, and may be the same file."""
+    return list(dict.fromkeys(problem for fault in faults for problem in fault.problems))
 
 
 def data_faults(

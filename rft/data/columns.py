@@ -8,36 +8,40 @@ from typing import Any
 from rft.data.rows import RowError
 from rft.errors import DataError, Problem
 from rft.job import DataSettings
+from rft.job.places import one_line
 
-_TEMPLATE = re.compile(r"\{\{(.*?)\}\}", re.DOTALL)
+_TEMPLATE = re.compile(r"\{\{((?:(?!\{\{|\}\}).)*)\}\}", re.DOTALL)
 _PATH = re.compile(r"([^.\[\]]+)((?:\.[^.\[\]]+|\[\d{1,9}\])*)")
 _STEP = re.compile(r"\.([^.\[\]]+)|\[(\d+)\]")
+MAX_SHOWN = 100
+"""Characters of a template that an error repeats."""
 
 
 def check_templates(settings: DataSettings) -> None:
     """Raises DataError with every malformed template of `engine.data.fields`."""
     problems = []
     for name, template in settings.fields.items():
-        where = f"engine.data.fields.{name}"
+        where = one_line(f"engine.data.fields.{name}")
+        seen = template if len(template) <= MAX_SHOWN else template[:MAX_SHOWN] + "…"
         rest = _TEMPLATE.sub("", template)
         columns = [found[1].strip() for found in _TEMPLATE.finditer(template)]
         if name == "messages":
             remedy = "name the column in engine.data.messages, or set engine.data.fields.prompt"
             problems.append(Problem("`messages` is no field", where, remedy))
         elif "{{" in rest or "}}" in rest or not all(columns):
-            what = f"the template {template!r} is malformed"
+            what = one_line(f"the template {seen!r} is malformed")
             problems.append(Problem(what, where, "write {{ column }}"))
         elif not columns:
-            remedy = f'write a template such as "{{{{ {template.strip()} }}}}"'
-            problems.append(Problem(f"the template {template!r} names no column", where, remedy))
+            what = one_line(f"the template {seen!r} names no column")
+            remedy = one_line(f'write a template such as "{{{{ {seen.strip()} }}}}"')
+            problems.append(Problem(what, where, remedy))
     if problems:
         raise DataError(problems)
 
 
 def render(template: str, row: Mapping[str, Any]) -> Any:
     """The template with the row's values; a single bare `{{ column }}` gives the value itself."""
-    whole = _TEMPLATE.fullmatch(template.strip())
-    if whole and "{{" not in whole[1]:
+    if whole := _TEMPLATE.fullmatch(template.strip()):
         return _look_up(whole[1].strip(), row)
     return _TEMPLATE.sub(lambda found: as_text(_look_up(found[1].strip(), row)), template)
 

@@ -41,19 +41,22 @@ def readable_examples(
     """
     check_templates(settings)
     examples: list[Example] = []
-    errors: list[tuple[str, RowError]] = []
+    problems: list[Problem] = []
+    num_bad = num_unbuilt = 0
     for index, row in enumerate(read_rows(source, field)):
-        try:
-            examples.append(_example(index, row.value, settings))
-        except RowError as error:
-            errors.append((row.place, error))
+        made = _example_or_error(index, row.value, settings)
+        if isinstance(made, Example):
+            examples.append(made)
+            continue
+        num_bad += 1
+        num_unbuilt += made.not_yet
+        if num_bad <= MAX_PROBLEMS:  # told at once, for the error would keep its row in memory
+            problems.append(made.problem(row.place))
     name = shown(source)
-    if errors:
-        problems = [error.problem(place) for place, error in errors[:MAX_PROBLEMS]]
-        if len(errors) > MAX_PROBLEMS:
-            problems.append(Problem(f"and {len(errors) - MAX_PROBLEMS} more bad rows", name))
-        is_all_unbuilt = all(error.not_yet for _, error in errors)
-        return examples, (NotYetError if is_all_unbuilt else DataError)(problems)
+    if num_bad > MAX_PROBLEMS:
+        problems.append(Problem(f"and {num_bad - MAX_PROBLEMS} more bad rows", name))
+    if problems:
+        return examples, (NotYetError if num_unbuilt == num_bad else DataError)(problems)
     if len(examples) < minimum:
         what = f"{field} has {len(examples)} example(s), but must have at least {minimum}"
         return examples, DataError(what, where=name, remedy="add rows")
@@ -89,9 +92,16 @@ def _conversation(example: Example) -> str:
     return json.dumps(example.messages, sort_keys=True)
 
 
-def _example(index: int, row: Any, settings: DataSettings) -> Example:
+def _example_or_error(index: int, row: Any, settings: DataSettings) -> Example | RowError:
     if isinstance(row, RowError):
-        raise row
+        return row
+    try:
+        return _example(index, row, settings)
+    except RowError as error:
+        return error
+
+
+def _example(index: int, row: Any, settings: DataSettings) -> Example:
     if not isinstance(row, dict):
         raise RowError(f"the row is {kind(row)}", "write a JSON object on each line")
     if row.get("tools"):

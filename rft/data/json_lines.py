@@ -51,13 +51,18 @@ def _lines(file: BinaryIO) -> Iterator[bytes | RowError]:
         yield RowError(f"the line is longer than {MAX_LINE_BYTES} bytes", "shorten it")
 
 
-def _parse(line: bytes) -> Any:
-    """One line of JSON, held to what JSON really allows."""
+def decoded(line: bytes) -> str:
+    """The text of a line; raises RowError with the first byte that is not UTF-8."""
     try:
-        text = line.decode()
+        return line.decode()
     except UnicodeDecodeError as error:
         what = f"not UTF-8: byte 0x{line[error.start]:02x} at column {error.start + 1}"
         raise RowError(what, "save the file as UTF-8") from None
+
+
+def _parse(line: bytes) -> Any:
+    """One line of JSON, held to what JSON really allows."""
+    text = decoded(line)
     try:
         value = json.loads(
             text,

@@ -4,16 +4,28 @@ import csv
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import date, datetime, time
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
 
-from rft.data.json_lines import jsonl_rows
+from rft.data.json_lines import decoded, jsonl_rows
 from rft.data.rows import Row, RowError
 from rft.errors import DataError
+from rft.job.paths import with_home
+from rft.job.places import one_line
+
+NO_TEXT: Mapping[bytes, tuple[str, str]] = {
+    b"\xff\xfe\0\0": ("UTF-32", "save it as UTF-8"),
+    b"\0\0\xfe\xff": ("UTF-32", "save it as UTF-8"),
+    b"\xff\xfe": ("UTF-16", "save it as UTF-8"),
+    b"\xfe\xff": ("UTF-16", "save it as UTF-8"),
+    b"\x1f\x8b": ("compressed", "unpack it with gunzip"),
+    b"PK\3\4": ("an archive", "unpack it with unzip, and name a file of it"),
+}
+"""By its first bytes: what a file is that holds no rows, and what to do with it."""
 
 
 def read_rows(source: str, field: str) -> Iterator[Row]:
@@ -23,7 +35,7 @@ def read_rows(source: str, field: str) -> Iterator[Row]:
     """
     if source.startswith("hf://"):
         return _hub_rows(source, field)
-    path, name = Path(os.path.expanduser(source)), shown(source)
+    path, name = Path(with_home(source)), shown(source)
     if os.path.isdir(path):
         return _saved_rows(path, name, field)
     _check_readable(path, name, field)
@@ -35,10 +47,10 @@ def read_rows(source: str, field: str) -> Iterator[Row]:
 
 
 def shown(source: str) -> str:
-    """A source as errors name it: relative to the current folder when it lies below."""
+    """A source as errors name it: relative to the current folder when it lies below, in one line."""
     path = Path(source)
     is_below = path.is_absolute() and path.is_relative_to(Path.cwd())
-    return str(path.relative_to(Path.cwd())) if is_below else source
+    return one_line(str(path.relative_to(Path.cwd()) if is_below else source))
 
 
 def _check_readable(path: Path, name: str, field: str) -> None:
@@ -59,13 +71,15 @@ def _check_readable(path: Path, name: str, field: str) -> None:
         raise DataError(what, where=name, remedy=remedy) from None
     if not start:
         raise DataError(f"{field}: the file is empty", where=name, remedy="write rows into it")
-    if start.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise DataError(f"{field}: the file is UTF-16", where=name, remedy="save it as UTF-8")
+    for mark, (kind, remedy) in NO_TEXT.items():
+        if start.startswith(mark):
+            raise DataError(f"{field}: the file is {kind}", where=name, remedy=remedy)
 
 
 def _csv_rows(path: Path, name: str, field: str) -> Iterator[Row]:
     """Rows of a CSV or TSV file with a header; every value is text."""
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    _check_utf8(path, name)
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, delimiter=delimiter, strict=True)
@@ -80,9 +94,20 @@ def _csv_rows(path: Path, name: str, field: str) -> Iterator[Row]:
                 elif values:
                     what = f"the row has {len(values)} values, the header {len(header)}"
                     yield Row(place, RowError(what, "put values with commas in quotes"))
-    except (csv.Error, UnicodeDecodeError) as error:
-        remedy = "save it as CSV in UTF-8"
-        raise DataError(f"{field}: not a CSV file: {error}", where=name, remedy=remedy) from None
+    except csv.Error as error:
+        what = one_line(f"{field}: not a CSV file: {error}")
+        remedy = "put values with quotes or line breaks in quotes, and double the quotes in them"
+        raise DataError(what, where=f"{name}:{reader.line_num}", remedy=remedy) from None
+
+
+def _check_utf8(path: Path, name: str) -> None:
+    """Raises DataError at the first line that is not UTF-8."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                decoded(line)
+            except RowError as error:
+                raise DataError(error.problem(f"{name}:{number}")) from None
 
 
 def _parquet_rows(path: Path, name: str, field: str) -> Iterator[Row]:
@@ -90,26 +115,27 @@ def _parquet_rows(path: Path, name: str, field: str) -> Iterator[Row]:
 
     try:
         rows = pyarrow.parquet.read_table(path).to_pylist()
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
         what = f"{field}: not a Parquet file: {_reason(error)}"
         raise DataError(what, where=name, remedy="write it anew") from None
-    return _tabular_rows(rows, name)
+    return _tabular_rows(rows, name, field)
 
 
 def _saved_rows(path: Path, name: str, field: str) -> Iterator[Row]:
     """Rows of a folder that `Dataset.save_to_disk` wrote."""
-    if not (path / "state.json").is_file():
-        has_splits = (path / "dataset_dict.json").is_file()
+    if not os.path.isfile(path / "state.json"):
+        has_splits = os.path.isfile(path / "dataset_dict.json")
         remedy = "name the folder of one split" if has_splits else "name a file in it"
         raise DataError(f"{field}: a folder, not a file", where=name, remedy=remedy)
     import datasets
 
     try:
         rows = datasets.load_from_disk(str(path))
+        rows.data.validate(full=True)  # offsets beyond its end would end the process
     except Exception as error:  # whatever a damaged folder makes it raise, the answer is the same
         what = f"{field}: not a saved data set: {_reason(error)}"
         raise DataError(what, where=name, remedy="save it anew") from None
-    return _tabular_rows(rows, name)
+    return _tabular_rows(rows, name, field)
 
 
 def _hub_rows(source: str, field: str) -> Iterator[Row]:
@@ -121,8 +147,8 @@ def _hub_rows(source: str, field: str) -> Iterator[Row]:
     except Exception as error:  # hub, network, cache and builder each raise their own
         what = f"{field}: cannot load the data set: {_reason(error)}"
         remedy = "check name, config and split, and the network or the local cache"
-        raise DataError(what, where=source, remedy=remedy) from None
-    return _tabular_rows(rows, source)
+        raise DataError(what, where=shown(source), remedy=remedy) from None
+    return _tabular_rows(rows, shown(source), field)
 
 
 def _hub_address(source: str, field: str) -> tuple[str, dict[str, str]]:
@@ -132,28 +158,39 @@ def _hub_address(source: str, field: str) -> tuple[str, dict[str, str]]:
     unknown = [key for key in options if key not in ("config", "split", "revision")]
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
         remedy = "write hf://owner/name?config=main&split=train"
-        raise DataError(f"{field}: no name of a data set", where=source, remedy=remedy)
+        raise DataError(f"{field}: no name of a data set", where=shown(source), remedy=remedy)
     if unknown:
-        what, remedy = f"{field}: unknown option `{unknown[0]}`", "legal: config, split, revision"
-        raise DataError(what, where=source, remedy=remedy)
+        what = one_line(f"{field}: unknown option `{unknown[0]}`")
+        remedy = "legal: config, split, revision"
+        raise DataError(what, where=shown(source), remedy=remedy)
     if "split" not in options:
         if field != "training_file":
-            raise DataError(f"{field}: no split is named", where=source, remedy="add split=test")
+            raise DataError(
+                f"{field}: no split is named", where=shown(source), remedy="add split=test"
+            )
         options["split"] = "train"
     return name, options
 
 
 def _reason(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+    return one_line((str(error).strip() or type(error).__name__).splitlines()[0][:300])
 
 
-def _tabular_rows(rows: Any, name: str) -> Iterator[Row]:
-    for number, row in enumerate(rows, 1):
-        place = f"{name} row {number}"
-        try:
-            yield Row(place, {key: _as_json(value, key) for key, value in row.items()})
-        except RowError as error:
-            yield Row(place, error)
+def _tabular_rows(rows: Iterable[Any], name: str, field: str) -> Iterator[Row]:
+    number = 0
+    try:
+        for number, row in enumerate(rows, 1):
+            yield _tabular_row(row, f"{name} row {number}")
+    except Exception as error:  # a date that no calendar has, a text that is not UTF-8 and the like
+        what, place = f"{field}: cannot read the row: {_reason(error)}", f"{name} row {number + 1}"
+        raise DataError(what, where=place, remedy="mend the row, or save the data anew") from None
+
+
+def _tabular_row(row: Mapping[str, Any], place: str) -> Row:
+    try:
+        return Row(place, {key: _as_json(value, key) for key, value in row.items()})
+    except RowError as error:
+        return Row(place, error)
 
 
 def _as_json(value: Any, column: str) -> Any:

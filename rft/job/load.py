@@ -1,7 +1,7 @@
 """A job file and overrides → a Job, or an error with everything that is wrong with it."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from rft.job.marked import MAX_CHARACTERS, read_marked
 from rft.job.mend import mended
 from rft.job.not_yet import GRADER, moot_path, not_yet_faults
 from rft.job.overrides import apply_overrides
-from rft.job.places import Fault, KeyPath, Marked, Place, dotted, one_line
+from rft.job.paths import with_absolute_paths
+from rft.job.places import Fault, KeyPath, Marked, Place, dotted, one_line, place_after
 
 MAX_BYTES = 4 * MAX_CHARACTERS
 MAX_PROBLEMS = 20
@@ -73,19 +74,19 @@ def read_job(path: Path, overrides: Sequence[str] = ()) -> Reading:
 def _parse(text: str, name: str, folder: Path, overrides: Sequence[str]) -> Reading:
     marked = read_marked(text, name)
     if () in {fault.path for fault in marked.faults}:
-        raise _error(marked.faults, marked)
+        raise _error(marked.faults, marked, name)
     if not isinstance(marked.value, dict):
         no_mapping = Fault((), "the document is not a mapping", "write `key: value` lines")
-        raise _error([no_mapping], marked)
+        raise _error([no_mapping], marked, name)
     marked = apply_overrides(marked, overrides)
     told = [*marked.faults, *not_yet_faults(marked.value)]
     job, found, unread = _validate(marked.value)
     if job is not None:
-        job = _with_absolute_paths(job, folder.absolute())
+        job = with_absolute_paths(job, folder.absolute())
         found += _inner_faults(job)
-    moot = [moot_path(fault) for fault in told if fault.path]
+    moot = {moot_path(fault) for fault in told if fault.path}
     faults = told + [fault for fault in found if not _inside(fault.path, moot)]
-    return Reading(job, _error(faults, marked) if faults else None, (*unread, *moot))
+    return Reading(job, _error(faults, marked, name) if faults else None, (*unread, *moot))
 
 
 def _validate(document: dict[str, Any]) -> tuple[Job | None, list[Fault], list[KeyPath]]:
@@ -107,10 +108,13 @@ def _validate(document: dict[str, Any]) -> tuple[Job | None, list[Fault], list[K
 
 
 def _read(path: Path) -> str:
-    where = str(path)
+    where = one_line(str(path))
     if os.path.isdir(path):
         what, remedy = "a folder stands where a job file is wanted", "name the file in it"
         raise JobError(what, where=where, remedy=remedy)
+    if os.path.exists(path) and not os.path.isfile(path):
+        what, remedy = "the job file is not a regular file", "save what it gives as a file"
+        raise JobError(what, where=where, remedy=remedy)  # nobody may ever write to a pipe
     try:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
@@ -126,11 +130,10 @@ def _read(path: Path) -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        column = error.start - (data.rfind(b"\n", 0, error.start) + 1) + 1
-        what = f"the job file is not UTF-8: byte 0x{data[error.start]:02x}"
-        where = f"{where}:{line}:{column}"
-        raise JobError(what, where=where, remedy="save the file as UTF-8") from None
+        at = error.start
+        what = f"the job file is not UTF-8: byte 0x{error.object[at]:02x}"
+        place = place_after(error.object[:at].decode(), where)
+        raise JobError(what, where=str(place), remedy="save the file as UTF-8") from None
 
 
 def _inner_faults(job: Job) -> list[Fault]:
@@ -142,19 +145,20 @@ def _inner_faults(job: Job) -> list[Fault]:
     return faults
 
 
-def _inside(path: KeyPath, sections: Iterable[KeyPath]) -> bool:
-    return any(path[: len(outer)] == outer for outer in sections)
+def _inside(path: KeyPath, sections: Set[KeyPath]) -> bool:
+    return any(path[:length] in sections for length in range(len(path) + 1))
 
 
-def _error(faults: Sequence[Fault], marked: Marked) -> JobError | NotYetError:
-    placed = [(_place(fault, marked), fault) for fault in faults]
+def _error(faults: Sequence[Fault], marked: Marked, name: str) -> JobError | NotYetError:
+    once = {(_place(fault, marked), fault.what): fault for fault in faults}  # aliases repeat faults
+    placed = [(place, fault) for (place, _), fault in once.items()]
     placed.sort(key=lambda pair: (pair[0] is None, pair[0] or Place(False, 0, 0, "")))
     problems = [
-        Problem(one_line(fault.what), one_line(str(place or "")), fault.remedy)
+        Problem(one_line(fault.what), str(place or one_line(name)), one_line(fault.remedy))
         for place, fault in placed[:MAX_PROBLEMS]
     ]
     if len(placed) > MAX_PROBLEMS:
-        problems.append(Problem(f"and {len(placed) - MAX_PROBLEMS} more"))
+        problems.append(Problem(f"and {len(placed) - MAX_PROBLEMS} more", one_line(name)))
     return (NotYetError if all(fault.not_yet for fault in faults) else JobError)(problems)
 
 
@@ -167,35 +171,3 @@ def _place(fault: Fault, marked: Marked) -> Place | None:
     if fault.path in marked.values:
         return marked.values[fault.path]
     return marked.place_of_key(fault.path[:-1]) or marked.place_of_value(())
-
-
-def _with_absolute_paths(job: Job, folder: Path) -> Job:
-    """The job with the paths that are relative to its file made absolute."""
-    model, grading = job.engine.model, job.engine.grading
-    template = model.chat_template
-    if template is not None and not any(mark in template for mark in ("{{", "{%", "\n")):
-        model = model.model_copy(update={"chat_template": _absolute(template, folder)})
-    if grading.similarity_model is not None:
-        name = _absolute_model(grading.similarity_model, folder)
-        grading = grading.model_copy(update={"similarity_model": name})
-    changed: dict[str, Any] = {
-        "model": _absolute_model(job.model, folder),
-        "training_file": _absolute_source(job.training_file, folder),
-        "validation_file": _absolute_source(job.validation_file, folder),
-        "engine": job.engine.model_copy(update={"model": model, "grading": grading}),
-    }
-    return job.model_copy(update=changed)
-
-
-def _absolute_model(name: str, folder: Path) -> str:
-    """A path when there is one, or when it can be nothing else; names of models and runs stay."""
-    is_path = name.startswith((".", "~", "/"))
-    return _absolute(name, folder) if is_path or os.path.exists(folder / name) else name
-
-
-def _absolute_source(source: str, folder: Path) -> str:
-    return source if source.startswith("hf://") else _absolute(source, folder)
-
-
-def _absolute(path: str, folder: Path) -> str:
-    return os.path.normpath(folder / os.path.expanduser(path))

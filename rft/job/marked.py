@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from rft.job.places import Marked, Place
+from rft.job.places import Marked, Place, place_after
 from rft.job.scalars import RESOLVERS, TAG
 from rft.job.values import MAX_DEPTH, MAX_VALUES, Builder, Unreadable
 
@@ -19,7 +19,7 @@ MAX_CHARACTERS = 2_000_000
 _UNPRINTABLE = re.compile(
     "[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]|(?!^)\ufeff"
 )
-_ODD_IN_JSON = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
+_ODD_IN_JSON = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]")
 
 
 def read_marked(text: str, source: str) -> Marked:
@@ -61,8 +61,7 @@ def _as_yaml(text: str, source: str) -> str:
         text = text.replace("\t", " ")
         return _ODD_IN_JSON.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
     if found := _UNPRINTABLE.search(text):
-        start = text.rfind("\n", 0, found.start()) + 1
-        place = Place(False, text.count("\n", 0, start) + 1, found.start() - start + 1, source)
+        place = place_after(text[: found.start()], source)
         what = f"the character U+{ord(found[0]):04X} cannot stand in YAML"
         raise Unreadable(what, 'save the file as UTF-8, or write "\\x…" in double quotes', place)
     return text

@@ -1,6 +1,6 @@
 """A faulty document with something harmless at each fault, so that the rest of it can be checked."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rft.job.not_yet import GRADER, REINFORCEMENT
@@ -37,14 +37,9 @@ def mended(
 
     With `whole_graders` a faulty field takes its whole grader with it.
     """
-    changed = dict(document)
-    paths = []
-    for fault in faults:
-        path = _replaced_path(fault.path, whole_graders)
-        if path:
-            changed = _with(changed, path, _stand_in(path))
-            paths.append(path)
-    return changed, paths
+    paths = [_replaced_path(fault.path, whole_graders) for fault in faults]
+    stand_ins = {path: _stand_in(path) for path in paths if path}
+    return _with(document, stand_ins), list(stand_ins)
 
 
 def _replaced_path(path: KeyPath, whole_graders: bool) -> KeyPath:
@@ -69,14 +64,16 @@ def _stand_in(path: KeyPath) -> Any:
     return f"stand-in of {dotted(path)}" if key == "name" else GRADER_STAND_INS.get(key)
 
 
-def _with(section: Any, path: Sequence[str | int], value: Any) -> dict[Any, Any]:
-    """The mapping with a value at a path, or without that key where the value is None."""
+def _with(section: Any, stand_ins: Mapping[KeyPath, Any]) -> dict[Any, Any]:
+    """The mapping with a value at each path, or without that key where it is None; the outermost wins."""
     changed: dict[Any, Any] = dict(section) if isinstance(section, dict) else {}
-    head, *rest = path
-    if rest:
-        changed[head] = _with(changed.get(head), rest, value)
-    elif value is None:
-        changed.pop(head, None)
-    else:
-        changed[head] = value
+    inner: dict[Any, dict[KeyPath, Any]] = {}
+    for (head, *rest), value in stand_ins.items():
+        inner.setdefault(head, {})[tuple(rest)] = value
+    for head, below in inner.items():
+        value = below[()] if () in below else _with(changed.get(head), below)
+        if value is None:
+            changed.pop(head, None)
+        else:
+            changed[head] = value
     return changed

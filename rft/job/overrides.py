@@ -7,6 +7,8 @@ from rft.job.marked import read_marked
 from rft.job.places import Fault, KeyPath, Marked, Place, dotted
 from rft.job.values import MAX_DEPTH
 
+MAX_OVERRIDES = 200
+"""Each is laid over a copy of the whole document."""
 MAX_SHOWN = 100
 """Characters of an override that an error repeats."""
 
@@ -16,14 +18,19 @@ def apply_overrides(document: Marked, overrides: Sequence[str]) -> Marked:
 
     A value is YAML and replaces what stood there; sections that are missing are made.
     """
-    for text in overrides:
+    for text in overrides[:MAX_OVERRIDES]:
         document = _apply(document, text)
+    if len(overrides) > MAX_OVERRIDES:
+        what = f"there are {len(overrides)} overrides, and at most {MAX_OVERRIDES} are read"
+        place = _place(overrides[MAX_OVERRIDES])
+        return _with_fault(document, Fault((), what, "write them into the job file", place))
     return document
 
 
 def _apply(document: Marked, text: str) -> Marked:
-    shown = text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "…"
-    place = Place(True, 0, 0, f"override {shown}")
+    place = _place(text)
+    if any("\ud800" <= character <= "\udfff" for character in text):  # how Python keeps such bytes
+        return _with_fault(document, Fault((), "not UTF-8", "write the override in UTF-8", place))
     key, equals, value_text = text.partition("=")
     path: KeyPath = tuple(part.strip() for part in key.split("."))
     if not equals or not all(path) or len(path) > MAX_DEPTH:
@@ -43,6 +50,11 @@ def _apply(document: Marked, text: str) -> Marked:
     faults = [f for f in document.faults if not f.path or f.path[: len(path)] != path]
     faults += [Fault((*path, *f.path), f.what, f.remedy, place) for f in value.faults]
     return Marked(merged, {**keys, **here}, {**values, **here}, tuple(faults))
+
+
+def _place(text: str) -> Place:
+    shown = text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "…"
+    return Place(True, 0, 0, f"override {shown}")
 
 
 class _NoSectionError(Exception):

@@ -1,9 +1,11 @@
 """Where the parts of a document were written, and what is wrong with them."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+_LINE_BREAK = re.compile("\r\n|[\r\n\x85\u2028\u2029]")
 KeyPath = tuple[str | int, ...]
 """The keys and list indices that lead from the top of a document to a value."""
 
@@ -18,7 +20,8 @@ class Place:
     source: str
 
     def __str__(self) -> str:
-        return self.source if self.is_override else f"{self.source}:{self.line}:{self.column}"
+        source = one_line(self.source)
+        return source if self.is_override else f"{source}:{self.line}:{self.column}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +64,12 @@ class Marked:
         return None
 
 
+def place_after(text: str, source: str) -> Place:
+    """The place of what follows a text, in lines as YAML counts them."""
+    lines = _LINE_BREAK.split(text)
+    return Place(False, len(lines), len(lines[-1]) + 1, source)
+
+
 def dotted(path: KeyPath) -> str:
     """A key path as a person writes it: `engine.lora.rank`, `integrations[0].type`."""
     text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
@@ -69,5 +78,5 @@ def dotted(path: KeyPath) -> str:
 
 def one_line(text: str) -> str:
     """A text as one line of at most 600 printable characters, for errors that repeat a document."""
-    printable = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[:600])
-    return printable if len(text) <= 600 else f"{printable}…"
+    printable = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[:601])
+    return printable if len(printable) <= 600 else f"{printable[:600]}…"

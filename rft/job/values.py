@@ -48,7 +48,7 @@ class Builder:
 
     def value(self, node: yaml.Node, path: KeyPath) -> Any:
         self.num_values += 1
-        if self.num_values > MAX_VALUES or len(path) > MAX_DEPTH:
+        if self.num_values > MAX_VALUES or len(self.open_nodes) > MAX_DEPTH:
             what = f"the aliases expand to more than {MAX_VALUES} values or {MAX_DEPTH} levels"
             place = self.keys.get(path[:1], self.place(node))
             raise Unreadable(what, "write the values out", place)
@@ -103,11 +103,11 @@ class Builder:
                 continue
             builder = Builder(self.source, num_values=self.num_values)
             builder.open_nodes = self.open_nodes
-            for key, value in (builder.value(merged, ()) or {}).items():
-                if key not in own:
-                    own[key] = value
-                    self.keys.update(_under(path, key, builder.keys))
-                    self.values.update(_under(path, key, builder.values))
+            brought = builder.value(merged, ()) or {}
+            added = {key: value for key, value in brought.items() if key not in own}
+            own.update(added)
+            self.keys.update(_under(path, added, builder.keys))
+            self.values.update(_under(path, added, builder.values))
             self.num_values = builder.num_values
             self.faults += [
                 Fault((*path, *f.path), f.what, f.remedy, f.place) for f in builder.faults
@@ -167,8 +167,11 @@ def _join_surrogates(found: re.Match[str]) -> str:
     return found[0].encode("utf-16", "surrogatepass").decode("utf-16")
 
 
-def _under(path: KeyPath, key: str, places: Mapping[KeyPath, Place]) -> dict[KeyPath, Place]:
-    return {(*path, *p): place for p, place in places.items() if p[:1] == (key,)}
+def _under(
+    path: KeyPath, keys: Mapping[str, Any], places: Mapping[KeyPath, Place]
+) -> dict[KeyPath, Place]:
+    """The places of some keys of a mapping that is merged into the one at a path."""
+    return {(*path, *p): place for p, place in places.items() if p and p[0] in keys}
 
 
 def _shown_tag(node: yaml.Node) -> str:

@@ -41,7 +41,7 @@ ODD_TEXTS = (
     "/",
     "\\ud800",
     "%s{0}",
-    "x" * 70_000,
+    "x" * 7_000,
     "{{ " * 300,
     "(" * 3_000,
     "def grade(sample, item): return " + "-" * 3_000 + "1",
@@ -145,8 +145,8 @@ def swapped(dice: Random, tree: Any) -> Any:
 
 
 def emptied(dice: Random, tree: Any) -> Any:
-    """Null, or an odd value, in half of all places that hold no other."""
-    value = dice.choice((None, odd_value(dice)))
+    """Null, or one small odd value, in half of all places that hold no other."""
+    value = dice.choice((None, "", "\0", [], {}, dice.choice(ODD_NUMBERS)))
     for path in [path for path in places(tree) if not isinstance(at(tree, path), (dict, list))]:
         tree = with_value(tree, path, value) if dice.random() < 0.5 else tree
     return tree

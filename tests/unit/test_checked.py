@@ -251,6 +251,16 @@ def test_all_faults_of_the_data_are_told_at_once(tmp_path: Path) -> None:
     assert problems == ["train.jsonl:11", "train.jsonl:13", "valid.jsonl row 1"]
 
 
+def test_what_both_files_have_in_common_is_told_once(tmp_path: Path) -> None:
+    path = write(tmp_path, valid=json.dumps(ROW), train="\n".join([json.dumps(ROW)] * 10 + ["x"]))
+    template = "engine.data.fields.prompt={{ a"
+    assert len(told(path, "seed=-1", template)) == 2
+    assert len(told(path, "seed=-1", "validation_file=train.jsonl")) == 2
+    with pytest.raises(DataError) as raised:
+        load_all_rows(load_job(path, ["validation_file=train.jsonl"]))
+    assert len(raised.value.problems) == 1
+
+
 def test_a_document_that_cannot_be_read_has_no_reading(tmp_path: Path) -> None:
     for text in ("", "- a", "a: b: c", "\tx"):
         with pytest.raises(JobError):

@@ -1,10 +1,13 @@
 """Data sources → Examples, and the stream of prompts."""
 
+import gzip
 import json
+import tracemalloc
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pyarrow
 import pyarrow.parquet
@@ -199,6 +202,10 @@ def test_control_characters_of_the_data_do_not_reach_the_terminal(tmp_path: Path
         (None, "training_file: no such file"),
         (b"", "training_file: the file is empty"),
         (b"\xff\xfe{\x00", "training_file: the file is UTF-16"),
+        ("{}".encode("utf-32"), "training_file: the file is UTF-32"),
+        (b"\x00\x00\xfe\xff", "training_file: the file is UTF-32"),
+        (gzip.compress(b"{}"), "training_file: the file is compressed"),
+        (b"PK\x03\x04", "training_file: the file is an archive"),
         (b"\n\n", "training_file has 0 example(s), but must have at least 1"),
         (b'[{"messages": []}]', "the file is JSON, not JSONL"),
         (b'{\n  "messages": []\n}', "the file is JSON, not JSONL"),
@@ -215,7 +222,21 @@ def test_a_file_that_holds_no_rows(tmp_path: Path, data: bytes | None, what: str
 def test_a_folder_and_a_file_id_are_no_files(tmp_path: Path) -> None:
     assert problems(tmp_path)[0].what == "training_file: a folder, not a file"
     assert "file id of the hosted product" in problems(tmp_path / "file-abc123")[0].remedy
-    assert problems("a\0b")[0].what.startswith("training_file: cannot read it")
+    for odd in ("a\0b", "~a\0b", "a\n\x1b[31m\0", "a\0" * 2_000):
+        (problem,) = problems(odd)
+        assert problem.what.startswith("training_file: cannot read it")
+        assert problem.where.isprintable() and len(problem.where) < 700
+
+
+def test_a_faulty_row_is_not_kept_in_memory(tmp_path: Path) -> None:
+    long = "x" * 1_000_000
+    for rows in ([f'{{"{long}": 1}}'] * 30, [f"{long}"] * 30, [f'"{long}"'] * 30):
+        path = write(tmp_path, *rows)
+        tracemalloc.start()
+        assert len(problems(path)) == 21
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 10_000_000
 
 
 def test_too_few_rows(tmp_path: Path) -> None:
@@ -238,6 +259,23 @@ def test_csv_rows_are_texts_and_know_their_line(tmp_path: Path) -> None:
     assert problems(path)[0].what == "training_file: two columns have the same name"
 
 
+@pytest.mark.parametrize(
+    ("data", "what", "line"),
+    [
+        (b"a,b\n1,2\n1,\xe9\n", "not UTF-8: byte 0xe9 at column 3", 3),
+        (b'a,b\n1,2\n1,"x"y\n1,2\n', "training_file: not a CSV file", 3),
+        (b'a,b\n1,"2\n1,2\n', "training_file: not a CSV file", 3),
+    ],
+)
+def test_a_csv_file_is_told_where_it_cannot_be_read(
+    tmp_path: Path, data: bytes, what: str, line: int
+) -> None:
+    path = tmp_path / "train.csv"
+    path.write_bytes(data)
+    (problem,) = problems(path)
+    assert problem.what.startswith(what) and problem.where == f"{path}:{line}" and problem.remedy
+
+
 def test_parquet_rows_keep_their_types(tmp_path: Path) -> None:
     path = tmp_path / "train.parquet"
     rows = [{"q": "a", "n": 3, "x": float("nan"), "l": ["u", "v"]}]
@@ -246,6 +284,28 @@ def test_parquet_rows_keep_their_types(tmp_path: Path) -> None:
     assert (example.item["n"], example.item["x"], example.item["l"]) == (3, None, ["u", "v"])
     path.write_bytes(b"PAR1 nothing")
     assert problems(path)[0].what.startswith("training_file: not a Parquet file")
+
+
+def test_a_date_that_no_calendar_has_is_told(tmp_path: Path) -> None:
+    table = pyarrow.table({"day": pyarrow.array([0, 10**7], pyarrow.int32()).cast("date32")})
+    pyarrow.parquet.write_table(table, tmp_path / "train.parquet")
+    datasets.Dataset(table).save_to_disk(tmp_path / "saved")
+    (problem,) = problems(tmp_path / "train.parquet")
+    assert problem.what == "training_file: not a Parquet file: date value out of range"
+    (problem,) = problems(tmp_path / "saved", fields={"prompt": "{{ day }}"})
+    assert problem.what == "training_file: cannot read the row: date value out of range"
+    assert problem.where == f"{tmp_path / 'saved'} row 2"
+
+
+def test_a_damaged_folder_of_rows_is_told(tmp_path: Path) -> None:
+    datasets.Dataset.from_list([{"question": "2+2?"}]).save_to_disk(tmp_path)
+    (file,) = tmp_path.glob("*.arrow")
+    data = file.read_bytes()
+    at = data.index(b"2+2?")
+    offsets = data.rindex((4).to_bytes(4, "little"), 0, at)
+    file.write_bytes(data[:offsets] + (2**31 - 1).to_bytes(4, "little") + data[offsets + 4 :])
+    (problem,) = problems(tmp_path)
+    assert problem.what.startswith("training_file: not a saved data set: ")
 
 
 def test_bytes_have_no_json_form(tmp_path: Path) -> None:
@@ -341,6 +401,21 @@ def test_a_system_message_is_put_before_conversations_without_one(
             "engine.data.fields",
         ),
         ({"prompt": "{{ }}"}, "the template '{{ }}' is malformed", "engine.data.fields"),
+        (
+            {"prompt": "{{ question {{ answer }}"},
+            "the template '{{ question {{ answer }}' is malformed",
+            "engine.data.fields",
+        ),
+        (
+            {"prompt": "{{" + "x" * 5_000},
+            f"the template '{{{{{'x' * 98}…' is malformed",
+            "engine.data.fields",
+        ),
+        (
+            {"a\n" + "b" * 5_000: "{{"},
+            "the template '{{' is malformed",
+            "engine.data.fields.a\\nbbb",
+        ),
         ({"messages": "{{ question }}"}, "`messages` is no field", "engine.data.fields.messages"),
     ],
 )

@@ -1,6 +1,7 @@
 """Job files: paths, dump, schema, and whatever text a person may hand in."""
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rft.errors import JobError, Problem
-from rft.job import dump_job, json_schema, load_job
+from rft.job import dump_job, json_schema, load_job, parse_job
 from rft.job.engine import Engine
 from rft.job.schema import key_paths
 from tests.unit.job.job_text import JOB, parse
@@ -65,6 +66,55 @@ def test_a_file_that_is_no_job_file(tmp_path: Path, data: bytes | None, what: st
     with pytest.raises(JobError, match=what) as raised:
         load_job(path)
     assert str(path) in raised.value.problems[0].where
+
+
+@pytest.mark.parametrize(
+    ("data", "place"),
+    [
+        (b"a: 1\nb: \xe9", "2:4"),
+        (b"\xef\xbb\xbfa: \xe9", "1:4"),
+        ("a: éé".encode() + b"\xff", "1:6"),
+        (b"a: 1\rb: 2\r\nc: \xe9", "3:4"),
+    ],
+)
+def test_the_first_byte_that_is_not_utf8_is_told(tmp_path: Path, data: bytes, place: str) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_bytes(data)
+    with pytest.raises(JobError, match=f"byte 0x{data[-1]:02x}") as raised:
+        load_job(path)
+    assert raised.value.problems[0].where == f"{path}:{place}"
+
+
+def test_what_is_no_regular_file_is_no_job_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/null")):
+        with pytest.raises(JobError, match="the job file is not a regular file"):
+            load_job(path)
+
+
+def test_every_problem_has_a_place_and_is_one_short_line() -> None:
+    long = "x" * 3_000_000
+    odd_key = f'{JOB}engine: {{data: {{fields: {{"{chr(0xE000) * 400}": 3}}}}}}\n'
+    for text in (long, odd_key, JOB + "".join(f"k{i}: 1\n" for i in range(30))):
+        with pytest.raises(JobError) as raised:
+            parse_job(text, name="a\nb.yaml", folder=Path())
+        for problem in raised.value.problems:
+            assert problem.where.startswith("a\\nb.yaml")
+            for part in (problem.what, problem.where, problem.remedy):
+                assert part.isprintable() and len(part) < 700
+
+
+def test_a_fault_is_told_once_however_many_aliases_repeat_it() -> None:
+    text = JOB + "metadata: &m {<<: 3}\nengine: {data: {fields: *m}, lora: *m}\n"
+    with pytest.raises(JobError) as raised:
+        parse(text)
+    (problem,) = raised.value.problems
+    assert problem.what == "`<<` merges something that is no mapping"
+
+
+@pytest.mark.parametrize("key", ["model", "training_file", "engine.model.chat_template"])
+def test_a_home_that_nobody_can_have_stays_as_it_is(key: str) -> None:
+    assert "~a\\0b" in dump_job(parse(JOB, f'{key}="~a\\0b"'))
 
 
 def test_a_folder_is_no_job_file(tmp_path: Path) -> None:

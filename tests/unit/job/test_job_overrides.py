@@ -3,6 +3,8 @@
 import pytest
 
 from rft.errors import JobError
+from rft.job.overrides import MAX_OVERRIDES
+from rft.job.places import one_line
 from tests.unit.job.job_text import JOB, parse
 
 
@@ -64,6 +66,9 @@ def test_an_empty_value_is_null() -> None:
         ("=3", "not an override", "write key.sub=value"),
         ("engine..lora=3", "not an override", "write key.sub=value"),
         (".".join("a" * 100) + "=3", "not an override", "write key.sub=value"),
+        ("seed=\udc80", "not UTF-8", "write the override in UTF-8"),
+        ("se\udc80ed=3", "not UTF-8", "write the override in UTF-8"),
+        ('metadata={"a": "\udc80"}', "not UTF-8", "write the override in UTF-8"),
         ("engine.lora={", "not valid YAML", "check the quotes"),
         ("engine.lora={rank: 1, rank: 2}", "`rank` stands twice", "keep one of them"),
         ("seed=.nan", ".nan is not a finite number", "write a finite number"),
@@ -75,5 +80,14 @@ def test_a_wrong_override_is_told_as_it_was_written(override: str, what: str, re
         parse(JOB, override)
     (problem,) = raised.value.problems
     assert problem.what.startswith(what)
-    assert problem.where.startswith(f"override {override[:60]}")
+    assert problem.where.startswith(one_line(f"override {override[:60]}"))
     assert problem.remedy.startswith(remedy)
+
+
+def test_there_may_be_many_overrides_but_not_too_many() -> None:
+    assert parse(JOB, *["seed=3"] * MAX_OVERRIDES).seed == 3
+    with pytest.raises(JobError) as raised:
+        parse(JOB, *["seed=3"] * MAX_OVERRIDES, "seed=4", "seed=5")
+    (problem,) = raised.value.problems
+    assert problem.what == "there are 202 overrides, and at most 200 are read"
+    assert problem.where == "override seed=4"

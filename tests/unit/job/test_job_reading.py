@@ -78,6 +78,9 @@ BOMB = "a: &a [1]\n" + "".join(
     f"{name}: &{name} [{', '.join([f'*{before}'] * 10)}]\n"
     for before, name in zip("abcdef", "bcdefg", strict=True)
 )
+MERGED = "? &a0 {k: 1}\n: 1\n" + "".join(f"? &a{i} {{<<: *a{i - 1}}}\n: 1\n" for i in range(1, 900))
+MERGED += "z: *a899\n"
+"""Mappings that merge one another, and are no values themselves."""
 
 
 @pytest.mark.parametrize(
@@ -96,6 +99,13 @@ BOMB = "a: &a [1]\n" + "".join(
         ("a: &a [*a]", "an alias stands inside its own anchor", "f:1:4"),
         ("a: {<<: 3}", "`<<` merges something that is no mapping", "f:1:9"),
         ('a: "\\ud800"', "the text holds half a surrogate pair", "f:1:4"),
+        ('{"a": "\udc80"}', "the text holds half a surrogate pair", "f:1:7"),
+        ('{"\udc80": 1}', "the text holds half a surrogate pair", "f:1:2"),
+        (
+            MERGED,
+            f"the aliases expand to more than {MAX_VALUES} values or {MAX_DEPTH} levels",
+            "f:",
+        ),
         (BOMB, f"the aliases expand to more than {MAX_VALUES} values", "f:5:1"),
         ("[" * 100, f"not valid YAML: nested deeper than {MAX_DEPTH}", f"f:1:{MAX_DEPTH + 1}"),
         ("[" + "1," * 30_000 + "1]", f"not valid YAML: more than {MAX_VALUES}", "f:1:40000"),
@@ -105,6 +115,7 @@ BOMB = "a: &a [1]\n" + "".join(
         ("a: 1\n---\nb: 2", "a second document starts here", "f:2:1"),
         ("a:\n\tb: 1", "not valid YAML: found character '\\t'", "f:2:1"),
         ("a: 1\nb: \x00", "the character U+0000 cannot stand in YAML", "f:2:4"),
+        ("a: 1\rb: 2\r\nc: \x00", "the character U+0000 cannot stand in YAML", "f:3:4"),
         ('a: "\\U99999999"', "not valid YAML: this escape stands for no character", "f:1:"),
         ("a: *b", "not valid YAML: found undefined alias 'b'", "f:1:4"),
     ],
