@@ -126,7 +126,7 @@ def _resume_copy(
     """Go on in a copy, of which nothing stays when it is refused."""
     copy = fork_run(run.folder, run.step)
     try:
-        order = Order(document, overrides, copy.root, resume=True, is_fork=True)
+        order = Order(document, overrides, copy.root, resume=True)
         return run_job(order, processes, as_json)
     finally:
         if was_never_taken_up(copy):

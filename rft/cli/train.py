@@ -37,7 +37,6 @@ def train(
     processes: Annotated[
         int, typer.Option(min=1, max=1024, help="Processes to train with, one per GPU.")
     ] = 1,
-    is_fork: Annotated[bool, typer.Option("--is-fork", hidden=True)] = False,
     as_json: Json = False,
 ) -> Reply | int:
     """Train a model on a job. Ctrl-C pauses it; --resume goes on from there.
@@ -49,7 +48,7 @@ def train(
       rft train job.yaml --resume
       rft train job.yaml --processes 4
     """
-    order = Order(job_file, tuple(overrides or ()), run_dir, resume, is_fork)
+    order = Order(job_file, tuple(overrides or ()), run_dir, resume)
     return run_job(order, processes, as_json)
 
 
@@ -61,14 +60,11 @@ class Order:
     overrides: tuple[str, ...]
     run_dir: Path | None
     resume: bool
-    is_fork: bool = False
-    """Whether the run is a copy that may go on with another job."""
 
     def arguments(self, as_json: bool) -> list[str]:
         """The same command for each process of a launch."""
         options: list[Any] = ["--run-dir", self.run_dir] if self.run_dir is not None else []
         options += ["--resume"] if self.resume else []
-        options += ["--is-fork"] if self.is_fork else []
         options += ["--json"] if as_json else []
         return ["train", *map(str, options), "--", str(self.job_file), *self.overrides]
 
@@ -102,7 +98,6 @@ def run_job(order: Order, processes: int, as_json: bool) -> Reply | int:
             run_folder=order.run_dir,
             resume=order.resume,
             report=Silent() if other_rank() else report,
-            is_fork=order.is_fork,
         )
     except PausedError:
         if report.outcome is None:

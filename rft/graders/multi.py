@@ -56,7 +56,10 @@ class Multi(Document):
             if isinstance(part, Mapping) and part.get("type") == "multi"
         ]
         if nested:
-            raise ValueError(f"{', '.join(nested)}: a multi grader cannot stand inside another")
+            raise ValueError(
+                f"{', '.join(nested)}: a multi grader cannot stand inside another → "
+                "move its parts into the outer one"
+            )
         return graders
 
     def problems(self, where: str) -> list[Problem]:

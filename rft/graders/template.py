@@ -124,9 +124,10 @@ def parse_variable(match: re.Match[str]) -> Variable:
 
 def malformed(text: str, start: int) -> tuple[str, int]:
     """The expression that begins at `start`, shortened for a message, and where to read on."""
-    close = text.find("}}", start)
     following = text.find("{{", start + 2)
-    if close < 0 or 0 <= following < close:
+    # no further than the next one: many without an end would each search all that follows
+    close = text.find("}}", start, following + 1 if following >= 0 else len(text))
+    if close < 0:
         stop = following if following >= 0 else len(text)
         return f"{shorten(text[start:stop].rstrip())}` without `}}}}", stop
     return shorten(text[start : close + 2]), close + 2

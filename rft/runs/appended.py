@@ -1,5 +1,6 @@
 """A file of lines that only grows, and stays whole when the disk or the process gives out."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -22,7 +23,8 @@ class AppendedFile:
         try:
             disk.append(self._descriptor, line, self._path)
         except DiskError:
-            os.ftruncate(self._descriptor, self.size)
+            with contextlib.suppress(OSError):  # what stands beyond is cut when it is opened again
+                os.ftruncate(self._descriptor, self.size)
             raise
         self.size += len(line)
 
@@ -33,14 +35,26 @@ class AppendedFile:
             with disk.told_as_disk_error(self._path):
                 os.ftruncate(self._descriptor, self.size)
             return
-        disk.replace(self._path, self._path.read_bytes()[: self.size] + kept)
-        self.close()
-        self._descriptor = self._open()
-        self.size += len(kept)
+        self._replace(self._path.read_bytes()[: self.size] + kept)
+
+    def first_line(self) -> bytes:
+        """With its end; empty for an empty file."""
+        with self._path.open("rb") as stream:
+            return stream.readline()
+
+    def replace_first_line(self, line: bytes) -> None:
+        """In one move."""
+        self._replace(line + self._path.read_bytes()[len(self.first_line()) : self.size])
 
     def beyond(self, size: int) -> bytes:
         """What stands beyond `size` bytes."""
         return self._path.read_bytes()[size : self.size]
+
+    def _replace(self, content: bytes) -> None:
+        disk.replace(self._path, content)
+        self.close()
+        self._descriptor = self._open()
+        self.size = len(content)
 
     def sync(self) -> None:
         disk.sync(self._descriptor, self._path)

@@ -56,7 +56,7 @@ def write(path: Path, content: Content) -> None:
 
 def replace(path: Path, content: bytes) -> None:
     """Write a file so that readers see the old content or the new, never a part; durable."""
-    temporary = path.with_name(f"{TEMPORARY}{path.name}")
+    temporary = path.with_name(f"{TEMPORARY}{path.name}-{os.getpid()}")
     write(temporary, content)
     rename(temporary, path)
 

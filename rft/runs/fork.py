@@ -30,6 +30,12 @@ def fork_run(source: RunFolder, step: int | None = None) -> RunFolder:
     return target
 
 
+def forked_after(folder: RunFolder) -> int | None:
+    """The step whose state a run was begun with as a copy; None for a run of its own."""
+    step = read_document(folder.fork).get("step")
+    return step if isinstance(step, int) else None
+
+
 def was_never_taken_up(fork: RunFolder) -> bool:
     """Whether no process has begun to go on with a fork."""
     return read_document(fork.state).get("pid") is None
@@ -66,6 +72,7 @@ def _copy(source: RunFolder, target: RunFolder, step: int) -> None:
     for number in steps_in(target.checkpoints):
         if verify_folder(target.checkpoint(number)):
             shutil.rmtree(target.checkpoint(number))
+    disk.replace(target.fork, json_bytes({"run": source.root.name, "step": step}) + b"\n")
     before = read_document(source.state)
     state = {
         "status": "paused",

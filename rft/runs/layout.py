@@ -48,6 +48,11 @@ class RunFolder:
         return self.root / "request.json"
 
     @property
+    def fork(self) -> Path:
+        """Of what run a fork is a copy, and from which step on."""
+        return self.root / "fork.json"
+
+    @property
     def reserve(self) -> Path:
         """Space for last words on a full disk."""
         return self.root / "reserve"

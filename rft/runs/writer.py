@@ -1,7 +1,6 @@
 """The one writer of a run: events, metrics, results, samples, evaluations, state."""
 
 import contextlib
-import csv
 import os
 import socket
 import threading
@@ -10,7 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from rft.errors import DiskError, RunError
+from rft.errors import DiskError
 from rft.runs import disk
 from rft.runs.appended import AppendedFile
 from rft.runs.documents import finite, json_bytes, parsed_lines, read_document, read_lines
@@ -65,6 +64,8 @@ class RunWriter:
         self._clock = clock
         self._columns = results_columns(grader_parts)
         self._telling = threading.Lock()
+        self._owed = b""
+        """Events that are told by state.json only, since the disk refused their lines."""
         disk.make_folder(folder)
         with disk.told_as_disk_error(folder):
             self._lock = RunLock(self.folder.lock)
@@ -125,7 +126,7 @@ class RunWriter:
     ) -> None:
         """Append an event in the product's shape; also from another thread."""
         with self._telling:
-            self._events.append(_json_line(self._next_event(level, message, type, data)))
+            self._tell(_json_line(self._next_event(level, message, type, data)))
 
     def metrics(self, row: Mapping[str, Any]) -> None:
         """Append the flat metrics of a step (it must hold `step`); a non-finite number is null."""
@@ -181,36 +182,46 @@ class RunWriter:
         Step, total steps and best stay as they were where None is given; error does not, and message
         only while the status stays. Raises ValueError for a status that cannot follow the present one.
         """
-        before, event = self._state, None
+        before = self._state
         self._refuse_transition(before.get("status"), status)
-        if message:
-            with self._telling:
-                event = self._next_event(level, message, "message", {"status": status})
         told = message or (before.get("message") if status == before.get("status") else None)
-        state = {
-            "status": status,
-            "step": before.get("step", 0) if step is None else step,
-            "total_steps": before.get("total_steps") if total_steps is None else total_steps,
-            "created_at": before.get("created_at", int(self._clock())),
-            "pid": os.getpid(),
-            "host": socket.gethostname(),
-            "error": finite(error),
-            "best": before.get("best") if best is None else finite(best),
-            "message": told,
-            "event": event,
-        }
         with self._telling:
-            self._sync()
-            self.document("state.json", state)
-            self._state = state
+            event = None
+            if message:
+                event = self._next_event(level, message, "message", {"status": status})
+            self._state = {
+                "status": status,
+                "step": before.get("step", 0) if step is None else step,
+                "total_steps": before.get("total_steps") if total_steps is None else total_steps,
+                "created_at": before.get("created_at", int(self._clock())),
+                "pid": os.getpid(),
+                "host": socket.gethostname(),
+                "error": finite(error),
+                "best": before.get("best") if best is None else finite(best),
+                "message": told,
+                "event": event,
+            }
+            try:
+                self._sync()
+                self.document("state.json", self._state)
+            except DiskError:
+                self._state = before
+                raise
             if event:
-                # state.json has it: where the disk refuses the line, it is added when the run is opened
+                # state.json has it: a line that the disk refuses may follow later
                 with contextlib.suppress(DiskError):
-                    self._events.append(_json_line(event))
+                    self._tell(_json_line(event))
 
     def free_reserve(self) -> None:
-        """Give back the space held for the last words of a run on a full disk."""
-        self.folder.reserve.unlink(missing_ok=True)
+        """Give back the space held for the last words of a run on a full disk, if the disk lets it."""
+        with contextlib.suppress(DiskError):
+            disk.remove_file(self.folder.reserve)
+
+    def _tell(self, line: bytes) -> None:
+        """Append an event, and before it those that the disk refused."""
+        self._owed += line
+        self._events.append(self._owed)
+        self._owed = b""
 
     def _refuse_transition(self, before: str | None, after: str) -> None:
         is_again = after == "validating_files" and (before in BEGUN or before is None)
@@ -248,13 +259,14 @@ class RunWriter:
             "results": self._results.size,
         }
 
-    def rewind(self, positions: Mapping[str, int], keeps_results: bool = True) -> None:
-        """Forget what was written after `positions` were taken; an empty mapping forgets all.
+    def rewind(
+        self, positions: Mapping[str, int], step: int, *, keeps_results: bool = True
+    ) -> None:
+        """Forget what was written after `positions` were taken, at the end of `step`; an empty mapping and
+        −1 forget all.
 
-        `keeps_results`: False begins results.csv anew where its columns would differ from now on.
-
-        Of the events those that tell of a change of status stay. Samples and evaluations go when their
-        step is later than the last one left in the metrics.
+        Of the events those that tell of a change of status stay. `keeps_results`: False begins results.csv
+        anew where its columns differ from now on; otherwise a header that differs was damaged.
         """
         files = {"events": self._events, "metrics": self._metrics, "results": self._results}
         short = [name for name, file in files.items() if file.size < positions.get(name, 0)]
@@ -263,19 +275,19 @@ class RunWriter:
         for file, name in ((self._metrics, "metrics"), (self._results, "results")):
             file.cut(positions.get(name, 0))
         self._begin_results()
-        if self._found_columns() != list(self._columns):
-            if keeps_results:
-                raise _other_columns(self.folder.results)
+        is_other = self._results.first_line() != csv_line(self._columns)
+        if is_other and keeps_results:
+            self._results.replace_first_line(csv_line(self._columns))
+        elif is_other:
             self._results.cut(0)
             self._begin_results()
         self._num_events = _last_number(read_lines(self.folder.events))
-        last_step = max((int(row["step"]) for row in read_lines(self.folder.metrics)), default=-1)
-        for step in steps_in(self.folder.samples, ".parquet"):
-            if step > last_step:
-                disk.remove_file(self.folder.samples_file(step))
-        for step in steps_in(self.folder.evaluations, ".parquet"):
-            if step > last_step:
-                disk.remove_file(self.folder.evaluation_file(step))
+        for later in steps_in(self.folder.samples, ".parquet"):
+            if later > step:
+                disk.remove_file(self.folder.samples_file(later))
+        for later in steps_in(self.folder.evaluations, ".parquet"):
+            if later > step:
+                disk.remove_file(self.folder.evaluation_file(later))
         if short:
             self.event("warn", f"lines were lost from {', '.join(short)} since the state was saved")
 
@@ -283,24 +295,12 @@ class RunWriter:
         if self._results.size == 0:
             self._results.append(csv_line(self._columns))
 
-    def _found_columns(self) -> list[str]:
-        with self.folder.results.open(encoding="utf-8", newline="") as stream:
-            return next(csv.reader(stream))
-
     def _table(self, path: Path, schema: Any, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         write_table(path, schema, [{**row, "step": step} for row in rows])
 
     def _sync(self) -> None:
         for file in (self._events, self._metrics, self._results):
             file.sync()
-
-
-def _other_columns(path: Path) -> RunError:
-    return RunError(
-        "results.csv was begun with other graders than the job has now",
-        where=str(path),
-        remedy="resume with the job's own graders, or start another run",
-    )
 
 
 def _json_line(value: Mapping[str, Any]) -> bytes:

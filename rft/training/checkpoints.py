@@ -91,15 +91,17 @@ class CheckpointStore:
             if later > step:
                 disk.remove_folder(self._folder.checkpoint(later))
 
-    def lost(self, expected: Sequence[Ranked]) -> list[str]:
-        """What is wrong with checkpoints that a state says were kept."""
-        faults = {
-            entry.step: verify_folder(self._folder.checkpoint(entry.step)) for entry in expected
-        }
+    def drop_damaged(self, expected: Sequence[Ranked]) -> list[str]:
+        """Drop what is not as it was written, by its hashes; gives a sentence for each, and for each of the
+        expected ones that is missing."""
+        steps = sorted({*self._entries(), *(entry.step for entry in expected)})
+        faults = {step: verify_folder(self._folder.checkpoint(step)) for step in steps}
+        damaged = {step: found for step, found in faults.items() if found}
+        for step in damaged:
+            disk.remove_folder(self._folder.checkpoint(step))
         return [
             f"the checkpoint of step {step} is lost or damaged: {'; '.join(found)}"
-            for step, found in faults.items()
-            if found
+            for step, found in damaged.items()
         ]
 
     def _entries(self) -> dict[int, dict[str, Any]]:

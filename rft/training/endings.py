@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 from rft.job import ResolvedJob
 from rft.runs.failures import cause_of, last_lines
-from rft.training.evaluation import Evaluation
 from rft.training.metrics import errors_by_part, grading_failures
+from rft.training.states import Progress
 from rft.types import Grade, Group
 
 NUM_OFFENDERS = 3
@@ -84,21 +84,16 @@ def offence(group: Group, sample: int) -> str:
     return "\n".join(lines)
 
 
-def early_end(
-    job: ResolvedJob, evaluation: Evaluation | None, evaluations_since_best: int
-) -> str | None:
-    """Whether an evaluation reached `stop_at`, or `patience` is at its end."""
+def early_end(job: ResolvedJob, progress: Progress) -> str | None:
+    """Whether an evaluation has reached `stop_at`, or `patience` is at its end; a pure function of where the
+    run stands, so that a run that is killed before it says so still ends."""
     settings = job.engine.evaluation
-    if evaluation is None or not evaluation.can_rank:
-        return None
-    if settings.stop_at is not None and evaluation.reward_mean >= settings.stop_at:
+    best, since_best = progress.best_reward, progress.evaluations_since_best
+    if settings.stop_at is not None and best is not None and best >= settings.stop_at:
         return (
-            f"Ended at step {evaluation.step}: valid_reward_mean {evaluation.reward_mean:.3f} "
+            f"Ended at step {progress.step}: valid_reward_mean {best:.3f} "
             f"reached stop_at {settings.stop_at:g}"
         )
-    if settings.patience is not None and evaluations_since_best >= settings.patience:
-        return (
-            f"Ended at step {evaluation.step}: no new best in {evaluations_since_best} "
-            "evaluations (patience)"
-        )
+    if settings.patience is not None and since_best >= settings.patience:
+        return f"Ended at step {progress.step}: no new best in {since_best} evaluations (patience)"
     return None

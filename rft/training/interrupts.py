@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -24,8 +24,12 @@ those who send SIGTERM, is for a pass of the model that cannot be interrupted, a
 POLL_SECONDS = 0.2
 """How often a request of another terminal is looked for."""
 
-LEAVE_SECONDS = 5.0
-"""How long after GRACE_SECONDS a rank that has nothing to save may stay in a collective that never ends."""
+LEAVE_SECONDS = 6.0
+"""How long after GRACE_SECONDS the main thread may stay in one call, such as a collective that nobody else
+joins, before the listener leaves in its place."""
+
+AGAIN_SECONDS = 1.0
+"""After so long a step that is still there is given up again: Python drops what is raised in a callback."""
 
 NOTICE = b"\npausing; Ctrl-C again stops at once and loses the step in progress\n"
 
@@ -51,6 +55,11 @@ class StopRequests:
         self._requested_at = 0.0
         self._patience: float | None = None
         """Seconds for which what is being done may go on after a request; None: to its end."""
+        self.has_abandoned: bool = False
+        """Whether a step was told to be given up, whatever came of it."""
+        self._leave: Callable[[], None] | None = None
+        self._is_leaving = False
+        self._leaving = threading.Lock()
         self._is_closed = threading.Event()
         self._is_main_thread = threading.current_thread() is threading.main_thread()
         self._previous: dict[signal.Signals, Any] = {}
@@ -65,6 +74,11 @@ class StopRequests:
         """Look for requests in the folder of the run from now on."""
         self._folder = folder
 
+    def on_stuck(self, leave: Callable[[], None]) -> None:
+        """What the listener does before it ends the process whose main thread does not come back from a
+        call; nothing else writes then."""
+        self._leave = leave
+
     @contextmanager
     def abandonable(self, patience: float | None = None) -> Iterator[None]:
         """What stands in here is left by StepAbandoned when a request is older than `patience` seconds, by
@@ -75,7 +89,11 @@ class StopRequests:
             self._abandon_if_due()
             yield
         finally:
-            self._patience = outer
+            with self._leaving:
+                self._patience = outer
+                is_late = self._is_leaving
+            if is_late:  # the listener is saving, and ends the process
+                threading.Event().wait()
 
     def __enter__(self) -> "StopRequests":
         if self._is_main_thread:
@@ -111,7 +129,8 @@ class StopRequests:
 
     def _abandon_if_due(self) -> None:
         if self._is_overdue and self._is_main_thread:
-            self._patience = None
+            self._patience = time.monotonic() - self._requested_at + AGAIN_SECONDS
+            self.has_abandoned = True
             raise StepAbandoned
 
     def _listen(self) -> None:
@@ -138,7 +157,13 @@ class StopRequests:
                 return  # the others hear of it when this rank has left
 
     def _leave_if_stuck(self) -> None:
-        """A rank other than the first has nothing to save, and may wait for one that has left."""
         waited = time.monotonic() - self._requested_at
-        if self._rank and self._request and waited > self._grace_seconds + LEAVE_SECONDS:
-            os._exit(75)
+        if self._request is None or waited < self._grace_seconds + LEAVE_SECONDS:
+            return
+        with self._leaving:
+            if self._patience is None or not self._is_main_thread:
+                return
+            self._is_leaving = True
+        if self._leave:
+            self._leave()
+        os._exit(0 if self._request.action == "cancel" else 75)

@@ -1,7 +1,9 @@
 """A run's result as its folder tells it."""
 
+import contextlib
 from pathlib import Path
 
+from rft.errors import RunError
 from rft.runs.compare import compare_evaluations
 from rft.runs.layout import FINISHED, RunFolder, newest_run
 from rft.runs.reader import Run
@@ -26,7 +28,9 @@ def outcome_of(folder: Path, status: str, message: str) -> Outcome:
     best = run.best_checkpoint()
     error = None
     if best and {0, best.step} <= set(run.evaluation_steps()):
-        error = compare_evaluations(run.evaluation(0), run.evaluation(best.step)).standard_error
+        with contextlib.suppress(RunError):  # a damaged file is no reason to end otherwise
+            comparison = compare_evaluations(run.evaluation(0), run.evaluation(best.step))
+            error = comparison.standard_error
     return Outcome(
         status=status,
         run_folder=folder,

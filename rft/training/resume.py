@@ -72,6 +72,8 @@ class Resumption:
     origin: Origin
     """What the run is made with from now on."""
     data_digest: str
+    is_fork: bool = False
+    """Whether it is a copy of a run that has no state of its own yet."""
     keeps_ranking: bool = True
     """Whether earlier rewards say as much as later ones: not in a fork to another grader or other rows."""
 

@@ -1,5 +1,6 @@
 """A running job: evaluate, step, evaluate …, with its run folder kept true on the way."""
 
+import contextlib
 import shlex
 import sys
 import time
@@ -113,6 +114,7 @@ class Session:
     def run(self) -> Outcome:
         """Evaluate, step, evaluate … until the steps are done or something ends the run early."""
         rank = self._ranks.rank
+        self._stop.on_stuck(self._leave_stuck)
         try:
             with HangWatch(self._signs_of_life, self._tell_hang, self.folder.root, rank):
                 return self._run()
@@ -132,13 +134,15 @@ class Session:
         except StepAbandoned:
             return self._stop_for(self._stop.request)
         except KeyboardInterrupt:
+            self._save_what_is_finished()
             self._end("paused", "interrupted; the step in progress is lost")
             raise PausedError(
                 "interrupted", where=str(self.folder.root), remedy="resume it"
             ) from None
         except Exception as error:
-            if self._stop.request and self._ranks.size > 1:
-                return self._stop_for(self._stop.request)  # the other ranks have left already
+            # the other ranks have left already, or something on the way took the abandoning for a failure
+            if self._stop.request and (self._ranks.size > 1 or self._stop.has_abandoned):
+                return self._stop_for(self._stop.request)
             self._fail(error)
 
     def _signs_of_life(self) -> object:
@@ -178,9 +182,11 @@ class Session:
         step = state.progress.step if state else 0
         keeps_ranking = self._resumption.keeps_ranking
         self._recorder.checkpoints.forget_after(step if keeps_ranking else 0)
-        self._states.forget_after(step)
-        for fault in self._recorder.checkpoints.lost(state.best if state and keeps_ranking else []):
+        expected = state.best if state and keeps_ranking else []
+        for fault in self._recorder.checkpoints.drop_damaged(expected):
             self.say("warn", fault)
+        self._states.forget_after(step)
+        self._states.prune()
 
     def _facts(self) -> dict[str, Any]:
         job, workshop = self.job, self._parts.workshop
@@ -204,6 +210,9 @@ class Session:
         if self._progress.step == 0 and self._progress.baseline is None:
             self._start()
         for step in range(self._progress.step + 1, self._total_steps + 1):
+            if reason := early_end(self.job, self._progress):
+                self._save_state()
+                return self._end("succeeded", reason)
             if request := self._agreed_stop((time.monotonic() - began) / 3600):
                 return self._stop_for(request)
             with self._stop.abandonable():
@@ -218,11 +227,8 @@ class Session:
             self._advance(record, evaluation, is_sound=not failures)
             self._saving_seconds = time.monotonic() - saving
             self._pause_on_grading_failures(step, failures)
-            reason = early_end(self.job, evaluation, self._progress.evaluations_since_best)
-            if reason:
-                self._save_state()
-                return self._end("succeeded", reason)
-        return self._end("succeeded", "The job has successfully completed")
+        reason = early_end(self.job, self._progress)
+        return self._end("succeeded", reason or "The job has successfully completed")
 
     def _start(self) -> None:
         """The evaluation of the untrained model, step 0, and a state: before it nothing is worth keeping, and
@@ -419,8 +425,10 @@ class Session:
         pause = PausedError([Problem(what, str(self.folder.root), remedy), *more])
         if self._recorder and self._state:
             reach("pause.begun")
-            self._recorder.writer.status("pausing", f"Pausing: {reason}")
             self._recorder.checkpoints.forget_after(step)
+            self._recorder.writer.status(
+                "pausing", f"Pausing: {reason}", step=step, best=self._best()
+            )
             if step > 0:
                 files = self._parts.policy.adapter_files(self._state.adapter)
                 self._recorder.checkpoints.save_pause(files, step)
@@ -433,6 +441,16 @@ class Session:
         self._end("paused", str(pause), level)
         raise pause
 
+    def _leave_stuck(self) -> None:
+        """From the thread that listens: the main thread is in a call that does not end."""
+        try:
+            self._stop_for(self._stop.request)
+        except DiskError as error:
+            with contextlib.suppress(PausedError):
+                self._pause_over_disk(error)
+        except PausedError:
+            return
+
     def _pause_over_disk(self, error: DiskError) -> NoReturn:
         """Nothing that was saved is touched; the words go where space was held for them."""
         problem = error.problems[0]
@@ -442,6 +460,7 @@ class Session:
             remedy=f"{problem.remedy}, then resume it",
         )
         if self._recorder:
+            self._save_what_is_finished()
             self._recorder.writer.free_reserve()
             try:
                 self._end("paused", str(pause), "error")
@@ -450,7 +469,13 @@ class Session:
                 self._report.event("error", str(pause))
         raise pause from error
 
+    def _save_what_is_finished(self) -> None:
+        """Steps that no state on disk has yet, if the disk takes them."""
+        with contextlib.suppress(DiskError):
+            self._save_state()
+
     def _fail(self, error: Exception) -> NoReturn:
+        self._save_what_is_finished()
         best = self._best()
         message = f"{type(error).__name__}: {error}"
         if best:

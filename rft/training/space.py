@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rft.errors import DiskError
 from rft.job import ResolvedJob
+from rft.runs.disk import told_as_disk_error
 from rft.runs.writer import MAX_EVALUATION_FILES, MAX_SAMPLES_FILES
 from rft.training.states import NUM_KEPT
 from rft.types import Prompt
@@ -51,10 +52,12 @@ def space_of(
     num_answers = len(valid_prompts) * hyperparameters.eval_samples
     samples = num_rollouts * _row_bytes(train_prompts, rollout.max_completion_tokens)
     evaluation = num_answers * _row_bytes(valid_prompts, rollout.max_completion_tokens)
+    # checkpoints that no longer rank wait for the next state
+    num_waiting = job.engine.checkpoints.state_every_steps // hyperparameters.eval_interval
     num_evaluations = steps // hyperparameters.eval_interval + 2
     run = (
         (NUM_KEPT + 1) * state
-        + (job.engine.checkpoints.keep + 3) * adapter
+        + (job.engine.checkpoints.keep + 3 + num_waiting) * adapter
         + min(steps, MAX_SAMPLES_FILES + 1) * samples
         + min(num_evaluations, MAX_EVALUATION_FILES + 1) * evaluation
         + steps * STEP_BYTES
@@ -76,7 +79,8 @@ def refuse_full_disk(folder: Path, num_bytes: int) -> None:
 
 def free_bytes(folder: Path) -> int:
     """What an ordinary user may still write there."""
-    found = os.statvfs(folder)
+    with told_as_disk_error(folder):
+        found = os.statvfs(folder)
     return found.f_bavail * found.f_frsize
 
 

@@ -17,6 +17,7 @@ from rft.policy import Policy
 from rft.rollout.choose import slow_path_warnings
 from rft.rollout.sampler import Sampler
 from rft.runs.environment import environment
+from rft.runs.fork import forked_after
 from rft.runs.layout import (
     RUNS_FOLDER,
     RunChoice,
@@ -70,7 +71,6 @@ class Order:
     """None: the next free one below `runs_folder`, or the newest of the suffix to resume."""
     resume: bool
     runs_folder: Path
-    is_fork: bool
 
     @property
     def folder_to_resume(self) -> RunFolder | None:
@@ -88,15 +88,13 @@ def train(
     resume: bool,
     report: Report | None = None,
     runs_folder: Path = RUNS_FOLDER,
-    is_fork: bool = False,
 ) -> Outcome:
-    """Run a job to its end. `run_folder` None means the next free one below `runs_folder`; `is_fork`
-    that it is a copy of a run, which may go on with another job.
+    """Run a job to its end. `run_folder` None means the next free one below `runs_folder`.
 
     Raises UserError before anything is written when the job cannot run, PausedError when it was
     stopped on request, by a budget or by the disk, and JobFailedError when it could not go on.
     """
-    order = Order(job, job_text, run_folder, resume, runs_folder, is_fork)
+    order = Order(job, job_text, run_folder, resume, runs_folder)
     ranks = Ranks(use_cpu=job.engine.model.device == "cpu" or not torch.cuda.is_available())
     report = report if report and ranks.is_main else Silent()
     if resume and (finished := finished_outcome(job.suffix, run_folder, runs_folder)):
@@ -142,7 +140,7 @@ def _open(
     parts = grader_parts(workshop.job.grader)
     writer = stack.enter_context(RunWriter(choice.folder, parts)) if ranks.is_main else None
     machine = _machine(workshop.job, policy, sampler, ranks)
-    resumption = _find_state(order, choice, workshop, machine)
+    resumption = _find_state(choice, workshop, machine)
     if writer:
         stack.push(_broken_start(writer))
         _begin_folder(writer, order, workshop.job, resumption, machine)
@@ -185,9 +183,7 @@ def _parts(
     return Parts(workshop, ranks, policy, trainer, updater, collector, sampler, watch, recorder)
 
 
-def _find_state(
-    order: Order, choice: RunChoice, workshop: Workshop, machine: dict[str, Any]
-) -> Resumption:
+def _find_state(choice: RunChoice, workshop: Workshop, machine: dict[str, Any]) -> Resumption:
     """The state to go on from, if any, once it is sure that the job may."""
     job, folder = workshop.job, RunFolder(choice.folder)
     origin = Origin(dump_job(job), job.steps(len(workshop.train_prompts)), machine)
@@ -196,12 +192,14 @@ def _find_state(
     if state is None:
         refuse_lost_state(folder, faults)
         return Resumption(None, faults, origin, digest)
-    refuse_changed_job(job, state.origin.job, folder, order.is_fork)
-    if not order.is_fork:
+    # a copy is free to differ until it has a state of its own
+    is_fork = forked_after(folder) == state.progress.step
+    refuse_changed_job(job, state.origin.job, folder, is_fork)
+    if not is_fork:
         refuse_changed_data(state.progress.data_digest, digest, folder)
     faults += machine_changes(state.origin.machine, machine)
     keeps_ranking = state.progress.data_digest == digest and same_rewards(job, state.origin.job)
-    return Resumption(state, faults, origin, digest, keeps_ranking or not order.is_fork)
+    return Resumption(state, faults, origin, digest, is_fork, keeps_ranking or not is_fork)
 
 
 def _begin_folder(
@@ -213,7 +211,11 @@ def _begin_folder(
 ) -> None:
     """Take the run's files back to the state, and write what it is made with."""
     before, state = writer.state, resumption.state
-    writer.rewind(state.positions if state else {}, keeps_results=not order.is_fork)
+    writer.rewind(
+        state.positions if state else {},
+        state.progress.step if state else -1,
+        keeps_results=not resumption.is_fork,
+    )
     name = writer.folder.root.name
     step = state.progress.step if state else 0
     if before.get("status") in BEGUN:

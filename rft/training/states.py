@@ -94,6 +94,10 @@ class StateStore:
         pointer = {"step": step, "manifest_sha256": manifest}
         disk.replace(self._folder.newest_state, json_bytes(pointer) + b"\n")
         reach("save.pointed")
+        self.prune()
+
+    def prune(self) -> None:
+        """Drop all but the newest two."""
         for old in steps_in(self._folder.states)[:-NUM_KEPT]:
             disk.remove_folder(self._folder.state_folder(old))
 
@@ -130,13 +134,15 @@ class StateStore:
     def _read(self, step: int, manifest: Any) -> tuple[State | None, list[str]]:
         """The state of a step, or what is wrong with it; `manifest`: what its hash was, if that is known."""
         path = self._folder.state_folder(step)
-        if damage := verify_folder(path):
-            return None, damage
-        if manifest is not None and manifest_sha256(path) != manifest:
-            return None, ["it is not the one that was saved last"]
-        document = read_document(path / "progress.json")
         try:
+            if damage := verify_folder(path):
+                return None, damage
+            if manifest is not None and manifest_sha256(path) != manifest:
+                return None, ["it is not the one that was saved last"]
+            document = read_document(path / "progress.json")
             state = _state(document, path)
+        except OSError as error:
+            return None, [f"it cannot be read: {error.strerror or error}"]
         except (KeyError, TypeError, ValueError) as error:
             return None, [f"progress.json is not of this version of rft: {error}"]
         if state.progress.step != step:

@@ -49,6 +49,13 @@ def await_step(folder: Path, step: int, timeout: float = 60) -> None:
         time.sleep(0.02)
 
 
+def await_status(folder: Path, status: str, timeout: float = 60) -> None:
+    give_up_at = time.monotonic() + timeout
+    while Run(RunFolder(folder)).status().status != status:
+        assert time.monotonic() < give_up_at
+        time.sleep(0.02)
+
+
 def messages(folder: Path) -> list[str]:
     return [event["message"] for event in open_run(str(folder), folder.parent).events()]
 
@@ -138,10 +145,7 @@ def test_a_step_that_takes_too_long_is_given_up(job: Path, tmp_path: Path) -> No
     folder = tmp_path / "run"
     options = ["engine.evaluation.at_start=false", "--run-dir", str(folder)]
     command = Command(["train", str(slow), *options], tmp_path / "log")
-    give_up_at = time.monotonic() + 60
-    while Run(RunFolder(folder)).status().status != "running":
-        assert time.monotonic() < give_up_at
-        time.sleep(0.05)
+    await_status(folder, "running")
     time.sleep(1)
     began = time.monotonic()
     command.send(signal.SIGTERM)
@@ -157,11 +161,7 @@ def test_twice_leaves_at_once(job: Path, tmp_path: Path) -> None:
         ["train", str(job), "engine.rollout.max_completion_tokens=400", "--run-dir", str(folder)],
         tmp_path / "log",
     )
-    await_step(folder, 0)
-    give_up_at = time.monotonic() + 60
-    while Run(RunFolder(folder)).status().status != "running":
-        assert time.monotonic() < give_up_at
-        time.sleep(0.02)
+    await_status(folder, "running")
     command.send(signal.SIGINT)
     time.sleep(0.1)
     command.send(signal.SIGINT)
@@ -239,3 +239,55 @@ def test_a_run_that_fails_after_a_checkpoint_delivers_its_best_one(
     assert said in messages(folder)[-1] and said in ended.output
     assert f"New fine-tuned model created: run@{best.step}" in messages(folder)
     assert go_on(folder, tmp_path / "log").code == 0
+
+
+def test_a_fork_that_is_stopped_before_its_first_step_is_still_free_to_differ(
+    job: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "mine-1"
+    arguments = ["train", str(job), "engine.budget.steps=3", "--run-dir", str(folder)]
+    assert run(arguments, tmp_path / "log").code == 75
+    rate = "engine.training.learning_rate=1e-3"
+    options = [rate, "engine.budget.steps=null", "--fork"]
+    command = Command(["runs", "resume", str(folder), *options], tmp_path / "log")
+    await_status(tmp_path / "mine-2", "running")
+    command.send(signal.SIGKILL)
+    command.wait()
+    assert go_on(tmp_path / "mine-2", tmp_path / "again").code == 0
+    rows = [json.loads(line) for line in (tmp_path / "mine-2/metrics.jsonl").open()]
+    assert [row["optimizer/learning_rate"] for row in rows[1:]] == [0.005] * 3 + [0.001] * 5
+
+
+def test_an_early_end_is_not_forgotten(job: Path, tmp_path: Path) -> None:
+    """Killed after the state of the step that ended the run, before the run could say so."""
+    whole, folder = tmp_path / "whole", tmp_path / "run"
+    early = ["train", str(job), "engine.evaluation.stop_at=0", "--run-dir"]
+    assert run([*early, str(whole)], tmp_path / "log").code == 0
+    assert Run(RunFolder(whole)).status().step == 2
+    assert run([*early, str(folder)], tmp_path / "log", "save.pointed#3=kill").code < 0
+    assert run([*early, str(folder), "--resume"], tmp_path / "log").code == 0
+    assert differences(traces(folder), traces(whole)) == []
+
+
+def test_finished_steps_are_saved_when_a_later_one_fails(job: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    rarely = "engine.checkpoints.state_every_steps=8"
+    arguments = ["train", str(job), rarely, "--run-dir", str(folder)]
+    assert run(arguments, tmp_path / "log", "update.gradients#6=EIO").code == 4
+    assert (folder / "states/step_5").is_dir()
+
+
+@pytest.mark.long
+def test_a_rank_whose_peer_is_frozen_leaves_all_the_same(job: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    commands = ranks_of(["train", str(job), "--run-dir", str(folder)], tmp_path / "log", 2, 29711)
+    await_step(folder, 2)
+    commands[1].send(signal.SIGSTOP)
+    began = time.monotonic()
+    commands[0].send(signal.SIGTERM)
+    assert commands[0].wait().code == 75
+    assert time.monotonic() - began < 30
+    commands[1].send(signal.SIGKILL)
+    status = open_run(str(folder), tmp_path).status()
+    assert (status.status, status.process_ended) == ("paused", False)
+    assert go_on(folder, tmp_path / "again", "--processes", "1").code == 0

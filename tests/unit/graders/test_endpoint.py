@@ -362,6 +362,7 @@ def test_retry_after_the_limit_is_not_waited_for() -> None:
         (format_datetime(datetime.now(UTC) - timedelta(seconds=100), usegmt=True), 0, 0),
         ("Mon, 01 Jan 99999 00:00:00 GMT", 0, 0),
     ],
+    ids=lambda value: "a date" if "GMT" in str(value) else None,
 )
 def test_retry_after(text: str, low: float, high: float) -> None:
     assert low <= retry_after(Reply(503, {"retry-after": text}, b"")) <= high

@@ -359,7 +359,7 @@ def test_rewinding_gives_the_files_of_a_run_never_interrupted(folder: Path, tmp_
         stream.write(b'{"step": 3, "tra')
     (folder / "samples" / ".tmp-step_4.parquet").write_bytes(b"half")
     with writer(folder) as run:
-        run.rewind(positions)
+        run.rewind(positions, 1)
         take_step(run, 2)
         take_step(run, 3)
     with writer(tmp_path / "straight") as run:
@@ -384,7 +384,7 @@ def test_rewinding_keeps_the_events_that_tell_of_a_status(
         run.status("paused", "paused after step 2")
     kept = ["Pausing: why", "paused after step 2"]
     with writer(folder) as run:
-        run.rewind(positions)
+        run.rewind(positions, -1 if is_from_nothing else 1)
         assert run.positions()["events"] == (folder / "events.jsonl").stat().st_size
         run.event("info", "go on")
     events = open_run(str(folder), folder).events()
@@ -393,7 +393,7 @@ def test_rewinding_keeps_the_events_that_tell_of_a_status(
     numbers = [int(event["id"].removeprefix("ftevent-")) for event in events]
     assert numbers == sorted(set(numbers))
     with writer(folder) as run:
-        run.rewind({"events": 0})
+        run.rewind({"events": 0}, -1)
         assert [e["message"] for e in open_run(str(folder), folder).events()] == [
             "Fine-tuning job started", *kept,
         ]  # fmt: skip
@@ -404,7 +404,7 @@ def test_a_rewind_with_other_graders_may_begin_the_results_anew(folder: Path) ->
         take_step(run, 1)
         positions = run.positions()
     with RunWriter(folder, []) as run:
-        run.rewind(positions, keeps_results=False)
+        run.rewind(positions, 1, keeps_results=False)
         assert (folder / "results.csv").read_text() == ",".join(results_columns([])) + "\n"
         assert run.positions()["results"] == (folder / "results.csv").stat().st_size
         assert len((folder / "metrics.jsonl").read_text().splitlines()) == 1
@@ -413,21 +413,58 @@ def test_a_rewind_with_other_graders_may_begin_the_results_anew(folder: Path) ->
         before = (folder / "results.csv").read_bytes()
     with RunWriter(folder, []) as run:
         same = dict.fromkeys(("events", "metrics", "results"), len(before))
-        run.rewind(same, keeps_results=False)
+        run.rewind(same, 2, keeps_results=False)
         assert (folder / "results.csv").read_bytes() == before
 
 
 def test_rewinding_to_nothing_allows_other_graders(folder: Path) -> None:
     with writer(folder) as run:
         take_step(run, 1)
-        positions = run.positions()
-    with RunWriter(folder, []) as run, pytest.raises(RunError, match="other graders"):
-        run.rewind(positions)
     with RunWriter(folder, []) as run:
-        run.rewind({})
+        run.rewind({}, -1)
         assert (folder / "results.csv").read_text() == ",".join(results_columns([])) + "\n"
         assert (folder / "metrics.jsonl").read_bytes() == b""
         assert steps_in(folder / "samples", ".parquet") == []
+
+
+@pytest.mark.parametrize("damage", [b"\xff", b"", b"zzzz"])
+def test_a_damaged_header_of_the_results_is_written_anew(folder: Path, damage: bytes) -> None:
+    path = folder / "results.csv"
+    with writer(folder) as run:
+        take_step(run, 1)
+        positions, whole = run.positions(), path.read_bytes()
+    path.write_bytes(damage + whole[len(damage) :].replace(b"step", b"stfp", 1))
+    with writer(folder) as run:
+        run.rewind(positions, 1)
+        assert path.read_bytes() == whole
+
+
+def test_damaged_lines_of_metrics_cost_neither_samples_nor_evaluations(folder: Path) -> None:
+    with writer(folder) as run:
+        for step in (1, 2):
+            take_step(run, step)
+            run.evaluation(step, [])
+        positions = run.positions()
+    size = (folder / "metrics.jsonl").stat().st_size
+    (folder / "metrics.jsonl").write_bytes(b"{}\n" + b"?" * (size - 4) + b"\n")
+    with writer(folder) as run:
+        run.rewind(positions, 2)
+    assert steps_in(folder / "samples", ".parquet") == [1, 2]
+    assert steps_in(folder / "evaluations", ".parquet") == [1, 2]
+
+
+def test_events_that_the_disk_refused_come_before_the_next(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with writer(folder) as run:
+        bring_to(run, "running")
+        _visits.cache_clear()
+        monkeypatch.setenv(VARIABLE, "disk.write#2=ENOSPC")
+        run.status("pausing", "Pausing: why")
+        monkeypatch.delenv(VARIABLE)
+        run.status("paused", "paused")
+    told = [json.loads(line)["message"] for line in (folder / "events.jsonl").open()]
+    assert told[-2:] == ["Pausing: why", "paused"]
 
 
 def test_lines_lost_since_a_state_are_reported(folder: Path) -> None:
@@ -436,7 +473,7 @@ def test_lines_lost_since_a_state_are_reported(folder: Path) -> None:
         positions = run.positions()
     (folder / "metrics.jsonl").write_bytes(b"")
     with writer(folder) as run:
-        run.rewind(positions)
+        run.rewind(positions, 1)
     assert "lines were lost from metrics" in (folder / "events.jsonl").read_text()
 
 

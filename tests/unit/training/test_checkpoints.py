@@ -81,7 +81,7 @@ def take_steps(root: Path, rewards: list[float], keep: int) -> None:
         assert state is not None and (state.progress.step, faults) == (step, [])
         assert [(entry.reward, entry.step) for entry in state.best] == oracle
         assert state.adapter["a"].tolist() == [step]
-        assert store.lost(state.best) == []
+        assert store.drop_damaged(state.best) == []
     assert steps_in(root / "states") == list(range(1, len(rewards) + 1))[-2:]
 
 
@@ -258,14 +258,26 @@ def test_lost_checkpoints_are_told(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         save(store, step, step / 10)
     expected = store.ranking()
-    assert store.lost(expected) == []
+    assert store.drop_damaged(expected) == []
     (tmp_path / "checkpoints/step_2/adapter_model.safetensors").write_text("weights of step 3")
     disk.remove_folder(tmp_path / "checkpoints/step_3")
-    assert store.lost(expected) == [
-        "the checkpoint of step 3 is lost or damaged: manifest.json is missing",
+    assert store.drop_damaged(expected) == [
         "the checkpoint of step 2 is lost or damaged: "
         "adapter_model.safetensors was changed since it was written",
+        "the checkpoint of step 3 is lost or damaged: manifest.json is missing",
     ]
+    assert list(contents(tmp_path)) == ["step_1"]
+
+
+def test_a_reward_that_was_changed_does_not_win(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    for step in (1, 2):
+        save(store, step, step / 10)
+    entry = tmp_path / "checkpoints/step_1/checkpoint.json"
+    entry.write_text(entry.read_text().replace("0.1", "9.1"))
+    (fault,) = store.drop_damaged([])
+    assert "step 1 is lost or damaged: checkpoint.json was changed" in fault
+    assert store.ranking() == [Ranked(2, 0.2)]
 
 
 def test_forget_after(tmp_path: Path) -> None:

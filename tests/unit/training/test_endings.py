@@ -3,7 +3,8 @@
 import pytest
 from made import make_completion, make_grade, make_group, make_job, make_prompt
 
-from rft.training.endings import grading_failure
+from rft.training.endings import early_end, grading_failure
+from rft.training.states import Progress
 from rft.types import Grade, Group
 
 TRACEBACK = """\
@@ -88,3 +89,35 @@ def test_every_failing_part_of_an_offender_is_told() -> None:
         "  form: other_error",
         "    too long",
     ]
+
+
+def progress(best: float | None, since_best: int) -> Progress:
+    return Progress(12, 96, "digest", 0.1, 0.3, best, since_best, {})
+
+
+@pytest.mark.parametrize(
+    ("settings", "best", "since_best", "said"),
+    [
+        ((), 1.0, 9, None),
+        (("stop_at=0.5",), None, 0, None),
+        (("stop_at=0.5",), 0.49, 0, None),
+        (
+            ("stop_at=0.5",),
+            0.5,
+            3,
+            "Ended at step 12: valid_reward_mean 0.500 reached stop_at 0.5",
+        ),
+        (("patience=3",), 0.4, 2, None),
+        (
+            ("patience=3",),
+            0.4,
+            3,
+            "Ended at step 12: no new best in 3 evaluations (patience)",
+        ),
+    ],
+)
+def test_early_ends(
+    settings: tuple[str, ...], best: float | None, since_best: int, said: str | None
+) -> None:
+    job = make_job(*(f"engine.evaluation.{setting}" for setting in settings))
+    assert early_end(job, progress(best, since_best)) == said

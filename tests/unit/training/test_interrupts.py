@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -58,6 +60,33 @@ def test_even_one_that_waits_for_another_thread() -> None:
         ring()
         with pytest.raises(StepAbandoned), stop.abandonable():
             threading.Event().wait(30)
+
+
+def test_one_that_is_swallowed_on_the_way_is_given_up_again() -> None:
+    """Python drops what is raised in a weakref callback or in __del__."""
+    with StopRequests(grace_seconds=0.2) as stop, stop.abandonable():
+        with pytest.raises(StepAbandoned):
+            ring_and_work(30)
+        assert stop.has_abandoned
+        with pytest.raises(StepAbandoned):
+            work(30)
+
+
+STUCK = """
+import hashlib, os, signal
+from rft.training.interrupts import StopRequests
+with StopRequests(grace_seconds=0.2) as stop:
+    stop.on_stuck(lambda: os.write(1, b"saved"))
+    with stop.abandonable():
+        os.kill(os.getpid(), signal.SIGTERM)
+        hashlib.pbkdf2_hmac("sha256", b"a", b"b", 2_000_000_000)
+"""
+
+
+@pytest.mark.long
+def test_a_main_thread_that_never_comes_back_is_left_behind() -> None:
+    ended = subprocess.run([sys.executable, "-c", STUCK], capture_output=True, timeout=60)
+    assert (ended.returncode, ended.stdout) == (75, b"saved")
 
 
 def test_outside_such_a_section_nothing_is_given_up_and_the_next_one_not_begun() -> None:
