@@ -381,7 +381,8 @@ class Session:
         """All ranks stop together, whichever of them has a reason; `hours`: since the session began."""
         spent = budget_spent(self.job, self._progress.step, hours)
         mine = self._stop.request or (Request("pause", spent) if spent else None)
-        requests = [request for request in self._ranks.gather([mine]) if request]
+        with self._stop.abandonable():  # a rank that has left or hangs is not waited for
+            requests = [request for request in self._ranks.gather([mine]) if request]
         return requests[0] if requests else None
 
     def _grading_failures(

@@ -53,7 +53,7 @@ def space_of(
     samples = num_rollouts * _row_bytes(train_prompts, rollout.max_completion_tokens)
     evaluation = num_answers * _row_bytes(valid_prompts, rollout.max_completion_tokens)
     # checkpoints that no longer rank wait for the next state
-    num_waiting = job.engine.checkpoints.state_every_steps // hyperparameters.eval_interval
+    num_waiting = (job.engine.checkpoints.state_every_steps - 1) // hyperparameters.eval_interval
     num_evaluations = steps // hyperparameters.eval_interval + 2
     run = (
         (NUM_KEPT + 1) * state

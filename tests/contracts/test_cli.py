@@ -721,10 +721,6 @@ def test_each_process_of_a_launch_gets_the_same_command() -> None:
     assert order.arguments(as_json=True) == [
         *("train", "--run-dir", "out", "--resume", "--json", "--", "j.yaml", "seed=1")
     ]
-    fork = train.Order(Path("j.yaml"), (), Path("out-2"), resume=True, is_fork=True)
-    assert fork.arguments(as_json=False) == [
-        *("train", "--run-dir", "out-2", "--resume", "--is-fork", "--", "j.yaml")
-    ]
     new = train.Order(Path("j.yaml"), (), None, resume=False)
     assert new.arguments(as_json=False) == ["train", "--", "j.yaml"]
 

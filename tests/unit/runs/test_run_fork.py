@@ -14,7 +14,7 @@ from rft.failpoints import VARIABLE, _visits
 from rft.runs import disk
 from rft.runs.documents import json_bytes
 from rft.runs.folders import manifest_sha256, verify_folder, write_folder
-from rft.runs.fork import fork_run
+from rft.runs.fork import fork_run, forked_after
 from rft.runs.layout import RunFolder, steps_in
 from rft.runs.reader import Run
 from rft.runs.requests import ask
@@ -81,8 +81,9 @@ def test_a_run_with_two_states_is_copied_from_the_newest(source: RunFolder) -> N
     assert steps_in(fork.states) == [6]
     assert copied.keys() == {
         name for name in before if name not in NOT_COPIED and not name.startswith("states/step_5/")
-    } | {"state.json"}
-    differing = {name for name in copied if copied[name] != before[name]}
+    } | {"state.json", "fork.json"}
+    differing = {name for name in copied if copied[name] != before.get(name)} - {"fork.json"}
+    assert forked_after(fork) == 6 and forked_after(source) is None
     assert differing <= {"state.json", "states/latest.json"}
     assert verify_folder(fork.state_folder(6)) == []
     assert pointer_of(fork) == {
