@@ -68,6 +68,10 @@ def plain_rows(policy: Policy, groups: list[TokenGroup]) -> list[Tensor]:
     return rows
 
 
+GRADIENT_BOUND = 5e-5
+"""Relative L2 of two orders of summation in float32; the largest seen is 2.8e-5, gemma4 on an Intel processor."""
+
+
 def gradients(policy: Policy, rows: list[Tensor]) -> dict[str, Tensor]:
     """Of a fixed random combination of the logprobs, by LoRA matrix."""
     generator = torch.Generator().manual_seed(9)
@@ -97,7 +101,7 @@ def require_exact(policy: Policy, sampler: Sampler) -> None:
         found = gradients(policy, trained)
     assert relative(torch.cat(trained), torch.cat(plain)) < 1e-5
     for name, expected in gradients(policy, plain).items():
-        assert relative(found[name], expected) < 2e-5, name
+        assert relative(found[name], expected) < GRADIENT_BOUND, name
 
     with policy.adapter_off(), torch.no_grad():
         bare = torch.cat(plain_rows(policy, groups))

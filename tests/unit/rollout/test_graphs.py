@@ -148,7 +148,8 @@ def test_completions_are_those_of_the_plain_path(
     assert completions(recorded, requests) == expected
     assert {len(one.completion.token_ids) for one in expected} > {SAMPLING.max_tokens}
     assert recorded.facts["decode"] == recorder.facts["decode"] and "decode" not in plain.facts
-    assert not isinstance(recorder, FixedRecorder) or recorder.num_recorded > 4
+    # one for each bucket of key lengths, where the machine's safe number of rows leaves one bucket of rows
+    assert not isinstance(recorder, FixedRecorder) or recorder.num_recorded >= 4
 
 
 @pytest.mark.parametrize(
