@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,12 +12,12 @@ from rft.cli.output import Json, Reply
 from rft.cli.probe import Overrides
 from rft.cli.summary import shown_name
 from rft.cli.train import Order, run_job
-from rft.errors import MachineError, RunError
+from rft.errors import MachineError, RunError, UserError
 from rft.runs.documents import read_document
 from rft.runs.fork import fork_run, was_never_taken_up
 from rft.runs.layout import FINISHED, RUNS_FOLDER
 from rft.runs.lock import is_held, refuse_held
-from rft.runs.reader import ENDED, Run, open_run
+from rft.runs.reader import ENDED, Run, open_run, split_reference
 from rft.runs.requests import Action, ask
 from rft.runs.writer import RunWriter
 
@@ -38,7 +39,7 @@ def pause(name: RunName, timeout: Patience = PATIENCE_SECONDS, as_json: Json = F
     Example:
       rft runs pause capitals-1
     """
-    run = open_run(name, RUNS_FOLDER)
+    run = _open_whole(name)
     status = run.status()
     if status.status in FINISHED | {"failed"}:
         raise RunError(
@@ -57,7 +58,7 @@ def cancel(name: RunName, timeout: Patience = PATIENCE_SECONDS, as_json: Json = 
     Example:
       rft runs cancel capitals-1
     """
-    run = open_run(name, RUNS_FOLDER)
+    run = _open_whole(name)
     status = run.status()
     if status.status in FINISHED:
         raise RunError(f"the run has already {status.status}", where=str(run.folder.root))
@@ -99,7 +100,7 @@ def resume(
       rft runs resume capitals-1 engine.training.learning_rate=1e-4 --fork
     """
     run = open_run(name, RUNS_FOLDER)
-    if run.step is not None and not fork:
+    if _names_a_step(name) and (run.step is None or not fork):
         raise RunError(
             "a run goes on from its newest state",
             where=name,
@@ -128,6 +129,11 @@ def _resume_copy(
     try:
         order = Order(document, overrides, copy.root, resume=True)
         return run_job(order, processes, as_json)
+    except UserError as error:
+        # the copy is gone by the time this is read
+        there, here = str(copy.root), str(run.folder.root)
+        problems = [replace(p, where=p.where.replace(there, here)) for p in error.problems]
+        raise type(error)(problems) from None
     finally:
         if was_never_taken_up(copy):
             shutil.rmtree(copy.root, ignore_errors=True)
@@ -146,6 +152,17 @@ def _stop(run: Run, action: Action, timeout: float, as_json: bool) -> Reply:
             )
         time.sleep(POLL_SECONDS)
     return _reply(run, as_json)
+
+
+def _names_a_step(name: str) -> bool:
+    return split_reference(name)[0] != name
+
+
+def _open_whole(name: str) -> Run:
+    """The run of that name; raises RunError for one with @STEP."""
+    if _names_a_step(name):
+        raise RunError("a run is stopped as a whole", where=name, remedy="leave the step out")
+    return open_run(name, RUNS_FOLDER)
 
 
 def _refuse_unbegun(run: Run) -> None:

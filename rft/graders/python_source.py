@@ -64,7 +64,7 @@ def source_problems(source: str, where: str) -> list[Problem]:
             return [*grade_problems(source, tree, where), *import_problems(tree, where)]
     except SyntaxError as error:
         return [Problem(syntax_words(error, source), where, "mend the Python source")]
-    # SystemError: Python 3.11 counts the depth of a deeply nested tree wrongly (cpython issue 106905)
+    # SystemError: Python 3.11 counts the depth of a deeply nested tree wrongly
     except (ValueError, RecursionError, MemoryError, SystemError) as error:
         return [Problem(f"the source cannot be compiled: {error}", where, "mend the Python source")]
 

@@ -38,7 +38,9 @@ def forked_after(folder: RunFolder) -> int | None:
 
 def was_never_taken_up(fork: RunFolder) -> bool:
     """Whether no process has begun to go on with a fork."""
-    return read_document(fork.state).get("pid") is None
+    state = read_document(fork.state)
+    # only a document that says so is proof; one that cannot be read is none
+    return state.get("status") == "paused" and state.get("pid", 0) is None
 
 
 def _state_to_copy(source: RunFolder, step: int | None) -> int:

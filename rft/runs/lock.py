@@ -92,5 +92,5 @@ def _in_use(path: Path) -> RunError:
     return RunError(
         f"the run is in use by {who}",
         where=str(path.parent),
-        remedy="pause it first: rft runs pause, or start another run without --run-dir",
+        remedy=f"pause it first: rft runs pause {path.parent}",
     )

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import random
 import socket
 import threading
 import time
@@ -83,7 +84,8 @@ class RunWriter:
             inner.mkdir(exist_ok=True)
             disk.sweep(inner)
         if not folder.reserve.is_file() or folder.reserve.stat().st_size < RESERVE_BYTES:
-            disk.write(folder.reserve, b"\0" * RESERVE_BYTES)
+            # no zeros: some file systems would hold nothing for them
+            disk.write(folder.reserve, random.Random(0).randbytes(RESERVE_BYTES))
         self._events = AppendedFile(folder.events)
         self._metrics = AppendedFile(folder.metrics)
         self._results = AppendedFile(folder.results)

@@ -1,6 +1,7 @@
 """A running job: evaluate, step, evaluate …, with its run folder kept true on the way."""
 
 import contextlib
+import functools
 import shlex
 import sys
 import time
@@ -16,7 +17,7 @@ from rft.rollout.memory import num_slots, shrink_to
 from rft.rollout.sampler import Sampler
 from rft.runs.layout import RunFolder
 from rft.runs.requests import Request
-from rft.runs.writer import Level, Status
+from rft.runs.writer import BEGUN, Level, Status
 from rft.training.agreement import fingerprint, refuse_drift
 from rft.training.endings import budget_spent, early_end, grading_failure
 from rft.training.evaluation import Evaluation, evaluate
@@ -115,11 +116,15 @@ class Session:
         """Evaluate, step, evaluate … until the steps are done or something ends the run early."""
         rank = self._ranks.rank
         self._stop.on_stuck(self._leave_stuck)
+        # only now: before, the first rank may not yet have dropped a request to an earlier process
+        self._stop.listen_in(self.folder)
         try:
             with HangWatch(self._signs_of_life, self._tell_hang, self.folder.root, rank):
                 return self._run()
         except DiskError as error:
             self._pause_over_disk(error)
+        except KeyboardInterrupt:
+            self._leave_at_once()
 
     def say(self, level: Level, message: str) -> None:
         """An event of the run."""
@@ -133,12 +138,6 @@ class Session:
             raise
         except StepAbandoned:
             return self._stop_for(self._stop.request)
-        except KeyboardInterrupt:
-            self._save_what_is_finished()
-            self._end("paused", "interrupted; the step in progress is lost")
-            raise PausedError(
-                "interrupted", where=str(self.folder.root), remedy="resume it"
-            ) from None
         except Exception as error:
             # the other ranks have left already, or something on the way took the abandoning for a failure
             if self._stop.request and (self._ranks.size > 1 or self._stop.has_abandoned):
@@ -170,11 +169,18 @@ class Session:
         parameters = parts.policy.parameters()
         load_optimizer_tensors(parts.updater.optimizer, parameters, state.optimizer)
         parts.trainer.go_to(state.progress.stream_cursor)
-        self._watch.counters.update(state.progress.watch)
+        if self._resumption.keeps_ranking:
+            self._watch.counters.update(state.progress.watch)
         self._stay_small(state.progress)
         progress = replace(state.progress, data_digest=self._resumption.data_digest)
         if not self._resumption.keeps_ranking:
-            progress = replace(progress, best_reward=None, evaluations_since_best=0)
+            progress = replace(
+                progress,
+                baseline=None,
+                last_reward=None,
+                best_reward=None,
+                evaluations_since_best=0,
+            )
         self._progress = self._sized(progress)
 
     def _forget_later_steps(self, state: State | None) -> None:
@@ -300,7 +306,7 @@ class Session:
         self, recorder: Recorder, record: StepRecord, evaluation: Evaluation | None
     ) -> None:
         """Lines, samples and warnings of a step, and its checkpoint."""
-        refuse_full_disk(self.folder.root, self._space_of_step())
+        refuse_full_disk(self.folder.root, self._step_bytes)
         measured = self._watch.measure(record, evaluation)
         measured["timing/saving"] = self._saving_seconds
         flat = recorder.step(record, evaluation, measured)
@@ -312,7 +318,9 @@ class Session:
             if recorder.checkpoints.save(files, evaluation, flat):
                 self.say("info", f"Checkpoint created at step {record.step}")
 
-    def _space_of_step(self) -> int:
+    @functools.cached_property
+    def _step_bytes(self) -> int:
+        """What a step adds on disk."""
         parameters = self._parts.policy.parameters().values()
         workshop = self._parts.workshop
         return space_of(
@@ -441,6 +449,14 @@ class Session:
             reach("pause.saved")
         self._end("paused", str(pause), level)
         raise pause
+
+    def _leave_at_once(self) -> NoReturn:
+        """After a second Ctrl-C, perhaps in the middle of a pause."""
+        self._save_what_is_finished()
+        message = f"interrupted; it goes on after step {self._progress.step}"
+        if self._recorder is None or self._recorder.writer.state.get("status") in BEGUN:
+            self._end("paused", message)
+        raise PausedError(message, where=str(self.folder.root), remedy="resume it") from None
 
     def _leave_stuck(self) -> None:
         """From the thread that listens: the main thread is in a call that does not end."""

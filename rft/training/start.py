@@ -1,6 +1,7 @@
 """`train`: from a job document to a session that runs, begun or taken up again."""
 
 import contextlib
+import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -10,15 +11,17 @@ from typing import Any
 import torch
 
 from rft.data import job_warnings
-from rft.errors import DiskError, JobError, PausedError
+from rft.errors import DiskError, JobError, PausedError, RunError
 from rft.graders import grader_parts
 from rft.job import Job, ResolvedJob, dump_job
 from rft.policy import Policy
 from rft.rollout.choose import slow_path_warnings
 from rft.rollout.sampler import Sampler
+from rft.runs.documents import read_document
 from rft.runs.environment import environment
 from rft.runs.fork import forked_after
 from rft.runs.layout import (
+    FINISHED,
     RUNS_FOLDER,
     RunChoice,
     RunFolder,
@@ -114,9 +117,9 @@ def train(
         except StepAbandoned:
             assert stop.request is not None
             raise PausedError(
-                f"{stop.request.reason} before the first step",
+                f"{stop.request.reason} while it was starting",
                 where=str(run_folder or runs_folder),
-                remedy="start it again",
+                remedy="start or resume it again",
             ) from None
         return session.run()
 
@@ -139,27 +142,37 @@ def _open(
     assert choice is not None
     parts = grader_parts(workshop.job.grader)
     writer = stack.enter_context(RunWriter(choice.folder, parts)) if ranks.is_main else None
-    machine = _machine(workshop.job, policy, sampler, ranks)
-    resumption = _find_state(choice, workshop, machine)
-    if writer:
-        stack.push(_broken_start(writer))
-        _begin_folder(writer, order, workshop.job, resumption, machine)
-        _refuse_small_disk(choice.folder, workshop, policy)
-    recorder = None
-    if writer:
-        recorder = Recorder(writer, report, workshop.job, parts, resumption.origin.total_steps)
-        stack.callback(recorder.close)
-    session = Session(
-        _parts(workshop, ranks, policy, sampler, recorder, stack), RunFolder(choice.folder),
-        resumption, stop, report,
-    )  # fmt: skip
-    session.begin()
-    # only now: before, the first rank may not yet have dropped a request to an earlier process
-    stop.listen_in(RunFolder(choice.folder))
-    warnings = (*slow_path_warnings(policy, sampler), *_warnings_of(workshop.job, rows))
-    for warning in warnings:
-        session.say("warn", warning)
+    with ExitStack() as starting:
+        if writer:
+            starting.push(_broken_start(writer))
+        machine = _machine(workshop.job, policy, sampler, ranks)
+        resumption = _find_state(choice, workshop, machine)
+        if writer:
+            _refuse_finished(writer)
+            _begin_folder(writer, order, workshop.job, resumption, machine)
+            _refuse_small_disk(choice.folder, workshop, policy)
+        recorder = None
+        if writer:
+            recorder = Recorder(writer, report, workshop.job, parts, resumption.origin.total_steps)
+            stack.callback(recorder.close)
+        session = Session(
+            _parts(workshop, ranks, policy, sampler, recorder, stack), RunFolder(choice.folder),
+            resumption, stop, report,
+        )  # fmt: skip
+        session.begin()
+        warnings = (*slow_path_warnings(policy, sampler), *_warnings_of(workshop.job, rows))
+        for warning in warnings:
+            session.say("warn", warning)
     return session
+
+
+def _refuse_finished(writer: RunWriter) -> None:
+    """Raise RunError for a run that was ended while this process was loading."""
+    status = writer.state.get("status")
+    if status in FINISHED:
+        raise RunError(
+            f"the run is {status} by now", where=str(writer.folder.root), remedy="start another run"
+        )
 
 
 def _choose(order: Order) -> RunChoice:
@@ -211,9 +224,11 @@ def _begin_folder(
 ) -> None:
     """Take the run's files back to the state, and write what it is made with."""
     before, state = writer.state, resumption.state
+    # under another grader, or on other rows, earlier rewards say nothing
+    begin = state if resumption.keeps_ranking else None
     writer.rewind(
-        state.positions if state else {},
-        state.progress.step if state else -1,
+        begin.positions if begin else {},
+        begin.progress.step if begin else -1,
         keeps_results=not resumption.is_fork,
     )
     name = writer.folder.root.name
@@ -225,6 +240,9 @@ def _begin_folder(
             f"what it did after step {step} is done again",
         )
     message = f"Resuming after step {step}" if state else f"Created fine-tuning job: {name}"
+    if resumption.is_fork:
+        source = read_document(writer.folder.fork).get("run")
+        message = f"Created fine-tuning job: {name}, a copy of {source} after step {step}"
     total_steps = resumption.origin.total_steps
     writer.status("validating_files", message, step=step, total_steps=total_steps)
     files = f"{job.training_file} and validation file: {job.validation_file}"
@@ -264,11 +282,13 @@ def _broken_start(writer: RunWriter) -> Callable[[type[BaseException] | None, An
     when it was asked to stop."""
 
     def record(kind: type[BaseException] | None, error: Any, traceback: Any) -> None:
-        if kind is None or writer.state.get("status") not in BEGUN:
+        state = writer.state
+        is_mine = state.get("status") in BEGUN and state.get("pid") == os.getpid()
+        if kind is None or not is_mine:
             return
         with contextlib.suppress(DiskError):  # then the run is seen to have no process any more
             if issubclass(kind, (StepAbandoned, KeyboardInterrupt, PausedError)):
-                writer.status("paused", "stopped before the first step")
+                writer.status("paused", "stopped while it was starting")
             elif issubclass(kind, DiskError):
                 writer.free_reserve()
                 writer.status("paused", str(error), "error")

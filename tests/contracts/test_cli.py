@@ -264,6 +264,14 @@ def test_what_cannot_be_stopped_or_resumed_says_so_and_changes_nothing(
     assert files() == before
 
 
+@pytest.mark.parametrize("order", ["pause", "cancel"])
+def test_a_run_is_stopped_as_a_whole(
+    run: Path, order: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["runs", order, "a-1@1"]) == 2
+    assert "a run is stopped as a whole (a-1@1) → leave the step out" in capsys.readouterr().err
+
+
 def test_a_fork_to_a_job_that_is_missing_leaves_no_copy(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -358,7 +366,7 @@ def test_a_run_in_use_is_not_resumed(here: Path, capsys: pytest.CaptureFixture[s
         assert main(["runs", "resume", "b-1"]) == 2
         assert re.match(
             rf"error: the run is in use by process {os.getpid()} on \S+ since [\d: -]+ "
-            r"\(runs/b-1\) → pause it first: rft runs pause,",
+            r"\(runs/b-1\) → pause it first: rft runs pause runs/b-1",
             capsys.readouterr().err,
         )
 

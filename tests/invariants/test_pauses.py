@@ -291,3 +291,22 @@ def test_a_rank_whose_peer_is_frozen_leaves_all_the_same(job: Path, tmp_path: Pa
     status = open_run(str(folder), tmp_path).status()
     assert (status.status, status.process_ended) == ("paused", False)
     assert go_on(folder, tmp_path / "again", "--processes", "1").code == 0
+
+
+def test_a_fork_to_another_grader_begins_its_history_anew(job: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "mine-1"
+    arguments = ["train", str(job), "engine.budget.steps=4", "--run-dir", str(folder)]
+    assert run(arguments, tmp_path / "log").code == 75
+    other = tmp_path / "other.yaml"
+    text = job.read_text().replace('"aeiou"', '"xyz"')
+    for name in ("train", "valid"):
+        text = text.replace(f"{name}.jsonl", str(job.with_name(f"{name}.jsonl")))
+    other.write_text(text)
+    refused = go_on(folder, tmp_path / "log", "--job", str(other))
+    assert refused.code == 2 and "grader.source" in refused.output
+    assert go_on(folder, tmp_path / "log", "--job", str(other), "--fork").code == 0
+    rows = [json.loads(line) for line in (tmp_path / "mine-2/metrics.jsonl").open()]
+    assert [row["step"] for row in rows] == [5, 6, 7, 8]
+    kept = open_run(str(tmp_path / "mine-2"), tmp_path).checkpoints()
+    assert [checkpoint.step for checkpoint in kept] == [6, 8]
+    assert any("a copy of mine-1 after step 4" in m for m in messages(tmp_path / "mine-2"))

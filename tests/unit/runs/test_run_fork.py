@@ -14,7 +14,7 @@ from rft.failpoints import VARIABLE, _visits
 from rft.runs import disk
 from rft.runs.documents import json_bytes
 from rft.runs.folders import manifest_sha256, verify_folder, write_folder
-from rft.runs.fork import fork_run, forked_after
+from rft.runs.fork import fork_run, forked_after, was_never_taken_up
 from rft.runs.layout import RunFolder, steps_in
 from rft.runs.reader import Run
 from rft.runs.requests import ask
@@ -225,3 +225,13 @@ def test_the_manifest_of_a_copy_is_its_own(source: RunFolder) -> None:
     fork = fork_run(source)
     content = (fork.state_folder(6) / "manifest.json").read_bytes()
     assert pointer_of(fork)["manifest_sha256"] == hashlib.sha256(content).hexdigest()
+
+
+def test_only_a_document_that_says_so_proves_that_a_fork_was_never_taken_up(
+    source: RunFolder,
+) -> None:
+    fork = fork_run(source)
+    assert was_never_taken_up(fork) and not was_never_taken_up(source)
+    for content in (b"", b"{}", b'{"status": "paused"}', b"\xff"):
+        fork.state.write_bytes(content)
+        assert not was_never_taken_up(fork)
