@@ -47,6 +47,7 @@ UNFILLED_VARIABLES = ("output_json", "output_audio")
 """Of a sample in the product; in training here there are none yet."""
 PROVIDED = frozenset({"__main__", "rft_sandbox"})
 """What the sandbox itself has for a source to import."""
+NUM_RETRIES = 20
 IMPORT_FAILURES = frozenset({"ImportError", "ModuleNotFoundError", "Exception", "BaseException"})
 
 
@@ -59,14 +60,23 @@ def source_problems(source: str, where: str) -> list[Problem]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            tree = ast.parse(source, NAME)
+            tree = parsed(source)
             compile(source, NAME, "exec", dont_inherit=True)
             return [*grade_problems(source, tree, where), *import_problems(tree, where)]
     except SyntaxError as error:
         return [Problem(syntax_words(error, source), where, "mend the Python source")]
-    # SystemError: Python 3.11 counts the depth of a deeply nested tree wrongly
     except (ValueError, RecursionError, MemoryError, SystemError) as error:
         return [Problem(f"the source cannot be compiled: {error}", where, "mend the Python source")]
+
+
+def parsed(source: str) -> ast.Module:
+    """The tree of a source, once more where Python 3.11 has mixed up the depths of two that threads parse."""
+    for _ in range(NUM_RETRIES):
+        try:
+            return ast.parse(source, NAME)
+        except SystemError:
+            continue
+    return ast.parse(source, NAME)
 
 
 def syntax_words(error: SyntaxError, source: str) -> str:
@@ -176,7 +186,7 @@ def imported_packages(statement: ast.Import | ast.ImportFrom) -> list[str]:
 def unreadable_problems(source: str, readable: Sequence[str], where: str) -> list[Problem]:
     """The installed packages that a source imports from outside the readable folders."""
     problems: dict[str, Problem] = {}
-    for statement in unguarded_imports(ast.parse(source, NAME)):
+    for statement in unguarded_imports(parsed(source)):
         for package in imported_packages(statement):
             place = location(package)
             if place is None or any(Path(place).is_relative_to(folder) for folder in readable):
@@ -234,7 +244,7 @@ def source_warnings(source: str) -> list[str]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            tree = ast.parse(source, NAME)
+            tree = parsed(source)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return []
     nodes = list(ast.walk(tree))
