@@ -1,7 +1,6 @@
 """`train`: from a job document to a session that runs, begun or taken up again."""
 
 import contextlib
-import gc
 import os
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -122,10 +121,6 @@ def train(
                 where=str(run_folder or runs_folder),
                 remedy="start or resume it again",
             ) from None
-        # with all that was loaded out of its sight, the collector soon finds what a step leaves in cycles
-        gc.freeze()
-        stack.callback(gc.unfreeze)
-        gc.collect()
         return session.run()
 
 
