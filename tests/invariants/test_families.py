@@ -68,8 +68,11 @@ def plain_rows(policy: Policy, groups: list[TokenGroup]) -> list[Tensor]:
     return rows
 
 
-GRADIENT_BOUND = 5e-5
-"""Relative L2 of two orders of summation in float32; the largest seen is 2.8e-5, gemma4 on an Intel processor."""
+GRADIENT_BOUND = 2e-5
+"""Relative L2 of two orders of summation in float32."""
+
+WIDER_BOUNDS = {"gemma4_text": 5e-5}
+"""2.8e-5 was seen on an Intel processor."""
 
 
 def gradients(policy: Policy, rows: list[Tensor]) -> dict[str, Tensor]:
@@ -86,7 +89,7 @@ def relative(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).detach().norm() / expected.detach().norm())
 
 
-def require_exact(policy: Policy, sampler: Sampler) -> None:
+def require_exact(policy: Policy, sampler: Sampler, bound: float = GRADIENT_BOUND) -> None:
     """Sampler, training pass and the plain model say the same, and so do the gradients."""
     assert sampler.is_exact
     sampled = drawn(sampler)
@@ -101,7 +104,7 @@ def require_exact(policy: Policy, sampler: Sampler) -> None:
         found = gradients(policy, trained)
     assert relative(torch.cat(trained), torch.cat(plain)) < 1e-5
     for name, expected in gradients(policy, plain).items():
-        assert relative(found[name], expected) < GRADIENT_BOUND, name
+        assert relative(found[name], expected) < bound, name
 
     with policy.adapter_off(), torch.no_grad():
         bare = torch.cat(plain_rows(policy, groups))
@@ -114,7 +117,7 @@ def test_a_fast_family_is_exact(family: str) -> None:
     sampler = opened(policy)
     assert isinstance(sampler, NativeSampler) and sampler.facts["sampler"] == "native"
     assert policy.why_unpacked is None and slow_path_warnings(policy, sampler) == []
-    require_exact(policy, sampler)
+    require_exact(policy, sampler, WIDER_BOUNDS.get(family, GRADIENT_BOUND))
 
 
 @pytest.mark.parametrize("family", SLOW)
