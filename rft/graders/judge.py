@@ -1,0 +1,48 @@
+"""What model graders ask a judge, and what it answers; graders own the protocol, others implement it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from rft.types import Message
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeRequest:
+    """One call of a judge."""
+
+    messages: tuple[Message, ...]
+    """The conversation: `role` and text `content`, filled in and fenced."""
+    schema_name: str
+    schema: Mapping[str, Any]
+    """The JSON schema of the reply."""
+    max_tokens: int | None = None
+    temperature: float | None = None
+    """None: the judge's own default; a judge in this process then answers greedily."""
+    top_p: float | None = None
+    seed: int | None = None
+    reasoning_effort: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeReply:
+    """What the judge answered."""
+
+    text: str
+    finish_reason: Literal["stop", "length"]
+    refusal: str | None = None
+    """Its words where it declined to answer."""
+    usage: Mapping[str, int] = field(default_factory=dict)
+    """prompt_tokens, completion_tokens, cached_tokens."""
+    model: str = ""
+    """The model that answered, by the name it goes by."""
+
+
+class Judge(Protocol):
+    """A model that graders can ask; safe to call from several threads."""
+
+    def answer(self, request: JudgeRequest) -> JudgeReply:
+        """The reply to one request; raises GradingFault, never of the sample, where there is none."""
+
+    def close(self) -> None:
+        """Ends calls in flight; nothing is answered afterwards."""
