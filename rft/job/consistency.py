@@ -1,7 +1,10 @@
 """What the parts of a job document must agree on."""
 
+from collections.abc import Iterator
+
 from rft.job.document import Job
 from rft.job.places import Fault, KeyPath
+from rft.job.response_format import RESPONSE_FORMAT, unenforceable
 from rft.job.vllm_limits import vllm_faults
 
 _HYPERPARAMETERS: KeyPath = ("method", "reinforcement", "hyperparameters")
@@ -16,8 +19,31 @@ def contradictions(job: Job) -> list[Fault]:
         what = f"minibatches ({minibatches}) is more than batch_size ({batch_size})"
         remedy = "a minibatch needs a prompt: lower minibatches or raise batch_size"
         faults.append(Fault(("engine", "training", "minibatches"), what, remedy))
+    faults += _of_response_format(job)
     faults += vllm_faults(job)
     return faults + (_against_sharding(job) if job.engine.model.sharding != "none" else [])
+
+
+def _of_response_format(job: Job) -> Iterator[Fault]:
+    """What a form of completions rules out, and schemas that cannot be enforced."""
+    response_format = job.method.reinforcement.response_format
+    if response_format is None:
+        return
+    settings = response_format.json_schema
+    if (settings is None) == (response_format.type == "json_schema"):
+        lacks = settings is None
+        what = f"response_format of type {response_format.type} {'without' if lacks else 'with'} a schema"
+        remedy = (
+            "add json_schema: {name: …, schema: {…}}" if lacks else "set type to json_schema, or remove it"
+        )
+        yield Fault(RESPONSE_FORMAT, what, remedy)
+    elif settings is not None and (reason := unenforceable(settings.schema_)):
+        what = f"completions cannot be held to this schema: {reason}"
+        remedy = "write it with what is enforced: see docs/structured-outputs.md"
+        yield Fault((*RESPONSE_FORMAT, "json_schema", "schema"), what, remedy)
+    if response_format.schema_text is not None and job.engine.rollout.stop:
+        what = "a stop text would cut the JSON that response_format asks for"
+        yield Fault(("engine", "rollout", "stop"), what, "remove one of the two")
 
 
 def _against_sharding(job: Job) -> list[Fault]:

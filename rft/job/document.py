@@ -7,6 +7,7 @@ from pydantic import BeforeValidator, Field
 
 from rft.graders import GraderDocument, GradingSettings, best_tier
 from rft.job.engine import Engine
+from rft.job.response_format import ResponseFormat
 from rft.job.section import (
     MAY_BE_EMPTY,
     NULL_IS_NO_LIST,
@@ -48,15 +49,9 @@ class Hyperparameters(Section):
     """Times engine.training.learning_rate; auto: 1.0."""
     compute_multiplier: Auto | ComputeMultiplier = "auto"
     """Times 8 completions per prompt; auto: 1.0."""
-    reasoning_effort: Literal["default"] = "default"
-    """How much the model thinks; only the default so far."""
-
-
-class ResponseFormat(Section):
-    """The form of a completion."""
-
-    type: Literal["text"]
-    """text: no constraint."""
+    reasoning_effort: Literal["default", "low", "medium", "high"] = "default"
+    """How much the model thinks: handed to a chat template that knows `reasoning_effort`, or switches
+    `enable_thinking` (low: off); and the measure of an automatic max_completion_tokens."""
 
 
 class Reinforcement(Section):
@@ -137,6 +132,12 @@ class Job(Section):
     @property
     def grader(self) -> GraderDocument:
         return self.method.reinforcement.grader
+
+    @property
+    def completion_schema(self) -> str | None:
+        """JSON text of the schema that completions keep to; None where they are free."""
+        response_format = self.method.reinforcement.response_format
+        return None if response_format is None else response_format.schema_text
 
     @property
     def grading_settings(self) -> GradingSettings:

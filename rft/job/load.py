@@ -19,6 +19,7 @@ from rft.job.not_yet import GRADER, moot_path, not_yet_faults
 from rft.job.overrides import apply_overrides
 from rft.job.paths import with_absolute_paths
 from rft.job.places import Fault, KeyPath, Marked, Place, dotted, one_line, place_after
+from rft.job.response_format import RESPONSE_FORMAT, nested_format
 
 MAX_BYTES = 4 * MAX_CHARACTERS
 MAX_PROBLEMS = 20
@@ -78,7 +79,7 @@ def _parse(text: str, name: str, folder: Path, overrides: Sequence[str]) -> Read
     if not isinstance(marked.value, dict):
         no_mapping = Fault((), "the document is not a mapping", "write `key: value` lines")
         raise _error([no_mapping], marked, name)
-    marked = apply_overrides(marked, overrides)
+    marked = nested_format(apply_overrides(marked, overrides), RESPONSE_FORMAT)
     told = [*marked.faults, *not_yet_faults(marked.value)]
     job, found, unread = _validate(marked.value)
     if job is not None:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from rft.job.document import Job
 from rft.job.engine import VllmSettings
 from rft.job.places import Fault, KeyPath
+from rft.job.response_format import RESPONSE_FORMAT
 
 ROLLOUT: KeyPath = ("engine", "rollout")
 MAX_LORA_RANK = 512
@@ -26,6 +27,9 @@ def vllm_faults(job: Job) -> Iterator[Fault]:
         yield Fault(
             (*ROLLOUT, "top_p"), what, "leave it at 1, or take engine.rollout.engine: native"
         )
+    if job.completion_schema is not None:
+        what = "response_format with vLLM, which does not tell which tokens a schema left out, and training needs that"
+        yield Fault(RESPONSE_FORMAT, what, "take engine.rollout.engine: native")
     if rank > MAX_LORA_RANK:
         what = f"vLLM serves LoRA up to rank {MAX_LORA_RANK}, this one has {rank}"
         yield Fault(("engine", "lora", "rank"), what, "lower the rank")

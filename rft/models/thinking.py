@@ -12,6 +12,10 @@ MARKERS = {
     "<reasoning>": "</reasoning>",
     "[THINK]": "[/THINK]",
     "<|begin_of_thought|>": "<|end_of_thought|>",
+    "<|START_THINKING|>": "<|END_THINKING|>",
+    "<seed:think>": "</seed:think>",
+    "◁think▷": "◁/think▷",
+    "<|channel|>analysis<|message|>": "<|channel|>final<|message|>",
 }
 """What opens a block → what closes it, as the families of thinking models write it."""
 
@@ -65,5 +69,16 @@ def find_block(text: str, opened: str | None) -> tuple[int, int] | None:
 
 def opened_by(prompt_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str | None:
     """The marker a prompt ends with, when its template has opened a block for the model."""
-    tail = tokenizer.decode(list(prompt_ids[-PROMPT_TAIL:]), skip_special_tokens=False).rstrip()
+    tail = _tail(prompt_ids, tokenizer)
     return next((mark for mark in MARKERS if tail.endswith(mark)), None)
+
+
+def closed_by(prompt_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """The marker a prompt ends with, when its template has closed the block too: the model is not to think."""
+    tail = _tail(prompt_ids, tokenizer)
+    return next((mark for mark in MARKERS.values() if tail.endswith(mark)), None)
+
+
+def _tail(prompt_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
+    text: str = tokenizer.decode(list(prompt_ids[-PROMPT_TAIL:]), skip_special_tokens=False)
+    return text.rstrip()

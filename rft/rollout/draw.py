@@ -11,6 +11,8 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rft.head import tempered
+
 ROWS_AT_ONCE = 16
 """On a CPU few rows are drawn together: what is computed of them stays in its caches."""
 
@@ -21,7 +23,7 @@ class Drawn:
     logprobs: Float[Tensor, " B"]
     """log p of the token under the distribution it was drawn from, nats."""
     allowed_tokens: NDArray[np.uint8] | None
-    """(B, ceil(V / 8)) bits of the nucleus when top_p < 1."""
+    """(B, ceil(V / 8)) bits of the tokens that were open, when top_p < 1 or a grammar closed some."""
 
 
 def draw(
@@ -29,31 +31,45 @@ def draw(
     uniforms: Float[Tensor, " B"],
     temperature: float,
     top_p: float,
+    allowed: NDArray[np.uint8] | None = None,
 ) -> Drawn:
     """Sample each row; at temperature 0 take its largest logit (logprob then at temperature 1).
 
-    Every row's result depends on that row alone, bit for bit.
+    `allowed`: (B, ceil(V / 8)) bits of the tokens to draw from; None = all. Every row's result depends on
+    that row alone, bit for bit.
     """
     rows = len(logits) if logits.is_cuda else ROWS_AT_ONCE
-    chunks = zip(torch.split(logits, rows), torch.split(uniforms, rows), strict=True)
-    parts = [_draw(some, points, temperature, top_p) for some, points in chunks]
+    parts = [
+        _draw(
+            logits[start : start + rows],
+            uniforms[start : start + rows],
+            temperature,
+            top_p,
+            None if allowed is None else allowed[start : start + rows],
+        )
+        for start in range(0, len(logits), max(1, rows))
+    ]
     if len(parts) == 1:
         return parts[0]
-    allowed = [part.allowed_tokens for part in parts if part.allowed_tokens is not None]
+    kept = [part.allowed_tokens for part in parts if part.allowed_tokens is not None]
     return Drawn(
         torch.cat([part.token_ids for part in parts]),
         torch.cat([part.logprobs for part in parts]),
-        np.concatenate(allowed) if allowed else None,
+        np.concatenate(kept) if kept else None,
     )
 
 
-def _draw(logits: Tensor, uniforms: Tensor, temperature: float, top_p: float) -> Drawn:
+def _draw(
+    logits: Tensor,
+    uniforms: Tensor,
+    temperature: float,
+    top_p: float,
+    allowed: NDArray[np.uint8] | None,
+) -> Drawn:
+    logits = tempered(logits, temperature or 1.0, allowed)
     if temperature == 0:
         token_ids = logits.argmax(-1)
-        return Drawn(token_ids, _chosen(logits.log_softmax(-1), token_ids), None)
-    if temperature != 1:
-        logits = logits / temperature
-    allowed = None
+        return Drawn(token_ids, _chosen(logits.log_softmax(-1), token_ids), allowed)
     if top_p < 1:
         nucleus = nucleus_mask(logits.softmax(-1), top_p)
         allowed = np.packbits(nucleus.cpu().numpy(), axis=1)

@@ -10,11 +10,13 @@ R rows of a bucket, B live rows, E hidden width, V vocabulary.
 """
 
 from collections import OrderedDict
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
+from numpy.typing import NDArray
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -110,20 +112,24 @@ class DecodeGraphs:
         positions: Sequence[int],
         uniforms: Sequence[float],
         settings: SamplingSettings,
+        allowed: Callable[[], NDArray[np.uint8] | None] = lambda: None,
     ) -> Drawn:
         """The next token of live row b, which stands in slot b, after `token_ids[b]` at `positions[b]`.
 
-        Gives tensors on the CPU; on the device where top_p < 1.
+        `allowed` gives (B, ceil(V / 8)) bits of the tokens to draw from, or None for all; it is called while the
+        device computes. Gives tensors on the CPU; on the device where some tokens are left out.
         """
         num_live = len(token_ids)
         num_rows = _bucket(num_live, self._row_buckets)
         length = _bucket(max(positions) + 1, self._length_buckets)
         self._stage(token_ids, positions, uniforms)
         self._run(("decoder", num_rows, length), self._decoder_kernels(num_rows, length))
-        if settings.top_p < 1 and settings.temperature > 0:  # the nucleus leaves the device
+        open_tokens = allowed()
+        has_nucleus = settings.top_p < 1 and settings.temperature > 0
+        if has_nucleus or open_tokens is not None:  # which tokens were open leaves the device
             logits = self._step.head.logits(self._hidden[:num_rows])[:num_live]
             points = self._uniforms[:num_live].float()
-            return draw(logits, points, settings.temperature, settings.top_p)
+            return draw(logits, points, settings.temperature, settings.top_p, open_tokens)
         drawing = "draw", num_rows, settings.temperature
         self._run(drawing, self._draw_kernels(num_rows, settings))
         self._fetched.copy_(self._drawn, non_blocking=True)

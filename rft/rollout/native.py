@@ -16,6 +16,7 @@ from itertools import chain
 import numpy as np
 import torch
 from jaxtyping import Float
+from llguidance import LLMatcher
 from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -23,6 +24,7 @@ from transformers import PreTrainedModel
 from rft.linear import Product
 from rft.policy import Policy
 from rft.rollout.draw import Drawn, draw
+from rft.rollout.grammar import Grammars
 from rft.rollout.graphs import DecodeGraphs, SlotStep
 from rft.rollout.invariance import RowInvariance, row_invariance
 from rft.rollout.randomness import uniforms
@@ -46,6 +48,10 @@ class _Live:
     sample: int
     uniforms: NDArray[np.float64]
     prompt_length: int
+    matcher: LLMatcher | None
+    """Where the completion is in the grammar of its schema."""
+    is_stuck: bool = False
+    """The grammar has become too complex to go on: the completion ends here, truncated."""
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     allowed_tokens: list[NDArray[np.uint8]] = field(default_factory=list)
@@ -75,6 +81,12 @@ class NativeSampler:
             self._model, self._products = policy.merged.model, policy.merged.products
         self.invariance: RowInvariance = row_invariance(
             self._model, policy.head, num_slots, self._products
+        )
+        self._grammars = Grammars(
+            transcriber.tokenizer,
+            transcriber.end_token_ids,
+            len(policy.head.weight),
+            torch.get_num_threads(),
         )
         self._num_slots = num_slots
         self._slots: Slots | None = None
@@ -202,7 +214,7 @@ class NativeSampler:
                 raise NotFiniteError
         return [
             (
-                _Live(index, sample, _uniforms_of(request, sample, settings), prefill.length),
+                self._live(index, sample, request, settings),
                 prefill,
                 logits[place : place + 1],
             )
@@ -210,6 +222,14 @@ class NativeSampler:
             for request in [requests[index]]
             for sample in range(request.num_samples)
         ]
+
+    def _live(
+        self, index: int, sample: int, request: SampleRequest, settings: SamplingSettings
+    ) -> _Live:
+        schema = settings.schema
+        matcher = None if schema is None else self._grammars.start(schema, request.prompt_ids)
+        points = _uniforms_of(request, sample, settings)
+        return _Live(index, sample, points, len(request.prompt_ids), matcher)
 
     def _admit(
         self,
@@ -233,7 +253,8 @@ class NativeSampler:
         num_rows = self.invariance.padded(len(live))
         with self._counted("decode", len(live), num_rows):
             if self._graphs:
-                self._take(live, self._graphs.step(*_inputs(live), settings), settings)
+                drawn = self._graphs.step(*_inputs(live), settings, lambda: self._allowed(live))
+                self._take(live, drawn, settings)
             else:
                 self._decode_eagerly(live, num_rows, slots, settings)
 
@@ -253,11 +274,23 @@ class NativeSampler:
     ) -> None:
         points = [row.uniforms[len(row.token_ids)] for row in rows]
         uniforms = torch.tensor(points, dtype=torch.float32, device=logits.device)
-        self._take(rows, draw(logits, uniforms, settings.temperature, settings.top_p), settings)
+        allowed = self._allowed(rows)
+        drawn = draw(logits, uniforms, settings.temperature, settings.top_p, allowed)
+        self._take(rows, drawn, settings)
+
+    def _allowed(self, rows: list[_Live]) -> NDArray[np.uint8] | None:
+        """The tokens each row may go on with, where a schema says so: for all rows or for none."""
+        matchers = [row.matcher for row in rows if row.matcher is not None]
+        return self._grammars.allowed(matchers) if matchers else None
 
     def _take(self, rows: list[_Live], drawn: Drawn, settings: SamplingSettings) -> None:
         token_ids, logprobs = drawn.token_ids.tolist(), drawn.logprobs.tolist()
         for index, row in enumerate(rows):
+            if row.matcher is not None:
+                row.is_stuck = row.matcher.is_error()
+                if row.is_stuck:
+                    continue
+                row.matcher.consume_token(token_ids[index])
             row.token_ids.append(token_ids[index])
             row.logprobs.append(logprobs[index])
             if drawn.allowed_tokens is not None and settings.keeps_allowed_tokens:
@@ -276,6 +309,8 @@ class NativeSampler:
         while index < len(live):
             row = live[index]
             reason = self._transcriber.finish_reason(row.token_ids, settings)
+            if row.is_stuck:
+                reason = "length"
             if reason is None:
                 index += 1
                 continue

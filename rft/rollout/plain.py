@@ -12,11 +12,13 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from llguidance import LLMatcher
 from numpy.typing import NDArray
 from torch import Tensor
 
 from rft.policy import Policy
 from rft.rollout.draw import draw
+from rft.rollout.grammar import Grammars
 from rft.rollout.randomness import uniforms
 from rft.rollout.sampler import Sampled, SampleRequest, SamplingSettings, require_finite
 from rft.rollout.transcribe import Transcriber
@@ -32,6 +34,8 @@ class _Row:
     sample: int
     prompt_ids: tuple[int, ...]
     uniforms: NDArray[np.float64]
+    matcher: LLMatcher | None
+    """Where the completion is in the grammar of its schema."""
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     allowed_tokens: list[NDArray[np.uint8]] = field(default_factory=list)
@@ -57,6 +61,12 @@ class PlainSampler:
         self._why_uncached = why_uncached
         self._uses_cache = why_uncached is None
         self._spent: defaultdict[str, float] = defaultdict(float)
+        self._grammars = Grammars(
+            transcriber.tokenizer,
+            transcriber.end_token_ids,
+            len(self._model.get_output_embeddings().weight),
+            torch.get_num_threads(),
+        )
 
     @property
     def is_exact(self) -> bool:
@@ -92,10 +102,26 @@ class PlainSampler:
     ) -> Iterator[Sampled]:
         by_length: defaultdict[int, list[_Row]] = defaultdict(list)
         for index, request in enumerate(requests):
-            by_length[len(request.prompt_ids)] += _rows_of(index, request, settings)
+            by_length[len(request.prompt_ids)] += self._rows_of(index, request, settings)
         for rows in by_length.values():
             for first in range(0, len(rows), self._num_slots):
                 yield from self._decode(rows[first : first + self._num_slots], settings)
+
+    def _rows_of(
+        self, index: int, request: SampleRequest, settings: SamplingSettings
+    ) -> list[_Row]:
+        key = (request.seed, request.purpose, request.step, request.ordinal)
+        ids, schema = request.prompt_ids, settings.schema
+        return [
+            _Row(
+                index,
+                sample,
+                ids,
+                uniforms(*key, sample, settings.max_tokens),
+                None if schema is None else self._grammars.start(schema, ids),
+            )
+            for sample in range(request.num_samples)
+        ]
 
     def _decode(self, rows: list[_Row], settings: SamplingSettings) -> Iterator[Sampled]:
         """Token after token for rows of equal length; a finished row stays and is not looked at."""
@@ -140,15 +166,22 @@ class PlainSampler:
         self, rows: list[_Row], logits: Float[Tensor, "B V"], settings: SamplingSettings
     ) -> None:
         points = [row.uniforms[len(row.token_ids)] for row in rows]
+        matchers = [row.matcher for row in rows if row.matcher is not None]
         drawn = draw(
             logits,
             torch.tensor(points, dtype=torch.float32, device=logits.device),
             settings.temperature,
             settings.top_p,
+            self._grammars.allowed(matchers) if matchers else None,
         )
         token_ids, logprobs = drawn.token_ids.tolist(), drawn.logprobs.tolist()
         require_finite(logprobs)
         for index, row in enumerate(rows):
+            if row.matcher is not None:
+                if row.matcher.is_error():  # too complex to go on: truncated here
+                    row.finish_reason = "length"
+                    continue
+                row.matcher.consume_token(token_ids[index])
             row.token_ids.append(token_ids[index])
             row.logprobs.append(logprobs[index])
             if drawn.allowed_tokens is not None and settings.keeps_allowed_tokens:
@@ -166,11 +199,3 @@ class PlainSampler:
             np.stack(row.allowed_tokens) if row.allowed_tokens else None,
         )
         return Sampled(row.request, row.sample, completion)
-
-
-def _rows_of(index: int, request: SampleRequest, settings: SamplingSettings) -> list[_Row]:
-    key = (request.seed, request.purpose, request.step, request.ordinal)
-    return [
-        _Row(index, sample, request.prompt_ids, uniforms(*key, sample, settings.max_tokens))
-        for sample in range(request.num_samples)
-    ]

@@ -21,7 +21,9 @@ class SamplingSettings:
     stop: tuple[str, ...] = ()
     """Strings that end a completion; they are sampled and trained, and cut from `output_text`."""
     keeps_allowed_tokens: bool = True
-    """Whether completions carry the nucleus of each token; only training has a use for it."""
+    """Whether completions carry what each token was drawn from; only training has a use for it."""
+    schema: str | None = None
+    """JSON text of the JSON schema that completions keep to; None: they are free."""
 
 
 @dataclass(frozen=True, slots=True)

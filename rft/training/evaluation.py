@@ -114,6 +114,7 @@ def evaluate(
         rollout.max_completion_tokens,
         tuple(rollout.stop),
         keeps_allowed_tokens=False,
+        schema=job.completion_schema,
     )
     num_samples = job.hyperparameters.eval_samples
     plan = RolloutPlan(num_samples, job.seed, Purpose.EVALUATE, 0, sampling)

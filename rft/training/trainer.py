@@ -120,7 +120,11 @@ def rollout_plan(job: ResolvedJob, step: int) -> RolloutPlan:
     """What a training step draws for each prompt."""
     rollout = job.engine.rollout
     sampling = SamplingSettings(
-        rollout.temperature, rollout.top_p, rollout.max_completion_tokens, tuple(rollout.stop)
+        rollout.temperature,
+        rollout.top_p,
+        rollout.max_completion_tokens,
+        tuple(rollout.stop),
+        schema=job.completion_schema,
     )
     return RolloutPlan(rollout.group_size, job.seed, Purpose.TRAIN, step, sampling)
 
