@@ -12,6 +12,7 @@ class Purpose(IntEnum):
     TRAIN = 0
     EVALUATE = 1
     GENERATE = 2
+    JUDGE = 3
 
 
 def uniforms(

@@ -1,0 +1,172 @@
+"""A judge in this process: graders' threads ask, and the thread that owns the models answers all at once."""
+
+import hashlib
+import json
+import queue
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+
+from rft.errors import ModelError
+from rft.graders.fault import GradingFault
+from rft.graders.judge import JudgeReply, JudgeRequest
+from rft.models.chat import RENDERING_ERRORS, ChatTemplate
+from rft.rollout.memory import sample_within_memory
+from rft.rollout.randomness import Purpose
+from rft.rollout.sampler import Sampled, Sampler, SampleRequest, SamplingSettings
+from rft.types import Example
+
+DEFAULT_MAX_TOKENS = 256
+SETTLING_SECONDS = 0.01
+"""Questions that follow one another within it are answered together."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Question:
+    """What a grader's thread waits to be told."""
+
+    prompt_ids: tuple[int, ...]
+    settings: SamplingSettings
+    seed: int
+    reply: Future[JudgeReply] = field(default_factory=Future)
+
+
+class LocalJudge:
+    """Answers by a sampler; greedy unless a temperature is asked for.
+
+    An answer depends on its question alone: its uniforms are those of the seed asked for and the prompt.
+    Only the thread that made the judge runs the model, by `serve`, or by asking itself.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        sampler: Sampler,
+        template: ChatTemplate,
+        context_length: int,
+        answering: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ):
+        """`answering` gives a context in which the model answers, such as `Policy.adapter_off`."""
+        self._name = name
+        self._sampler = sampler
+        self._template = template
+        self._context_length = context_length
+        self._answering = answering
+        self._owner = threading.get_ident()
+        self._lock = threading.Lock()
+        self._is_closed = False
+        self._asked: queue.SimpleQueue[_Question] = queue.SimpleQueue()
+
+    def answer(self, request: JudgeRequest) -> JudgeReply:
+        """The reply, once the owner has served it; raises GradingFault."""
+        question = self._question(request)
+        with self._lock:
+            if self._is_closed:
+                raise _fault("the judge was closed")
+            self._asked.put(question)
+        if threading.get_ident() == self._owner:
+            self.serve(0)
+        return question.reply.result()
+
+    def serve(self, patience: float) -> bool:
+        """Answer what is asked, waiting for it up to `patience` seconds; False when nothing was."""
+        questions: list[_Question] = []
+        wait = patience
+        while True:
+            try:
+                questions.append(
+                    self._asked.get(timeout=wait) if wait > 0 else self._asked.get_nowait()
+                )
+            except queue.Empty:
+                break
+            wait = SETTLING_SECONDS if patience > 0 else 0
+        try:
+            self._reply(questions)
+        except BaseException:
+            give_up(questions, "the judge was interrupted")
+            raise
+        return bool(questions)
+
+    def drop(self) -> None:
+        """Whoever waits is told that nobody answers any more, as when a step is given up."""
+        while True:
+            try:
+                give_up([self._asked.get_nowait()], "the judge was interrupted")
+            except queue.Empty:
+                return
+
+    def close(self) -> None:
+        with self._lock:
+            self._is_closed = True
+        self.drop()
+
+    def _question(self, request: JudgeRequest) -> _Question:
+        example = Example(0, request.messages, {})
+        try:
+            prompt = self._template.prompt(example)
+        except RENDERING_ERRORS as error:
+            raise _fault(f"the judge's chat template refuses the conversation: {error}") from None
+        max_tokens = request.max_tokens or DEFAULT_MAX_TOKENS
+        room = self._context_length - len(prompt.token_ids)
+        if room < 1:
+            raise GradingFault(
+                "model_grader_exceeded_max_tokens_error",
+                f"the judge's prompt has {len(prompt.token_ids)} tokens, and the model's context "
+                f"{self._context_length}",
+                of_sample=False,
+            )
+        settings = SamplingSettings(
+            temperature=request.temperature or 0.0,
+            top_p=1.0 if request.top_p is None or not request.temperature else request.top_p,
+            max_tokens=min(max_tokens, room),
+            keeps_allowed_tokens=False,
+            schema=json.dumps(request.schema),
+        )
+        return _Question(prompt.token_ids, settings, request.seed or 0)
+
+    def _reply(self, questions: Sequence[_Question]) -> None:
+        together: defaultdict[SamplingSettings, list[_Question]] = defaultdict(list)
+        for question in questions:
+            together[question.settings].append(question)
+        for settings, alike in together.items():
+            requests = [
+                SampleRequest(q.prompt_ids, 1, q.seed, Purpose.JUDGE, 0, _number_of(q.prompt_ids))
+                for q in alike
+            ]
+            try:
+                with self._answering():
+                    for sampled in sample_within_memory(self._sampler, requests, settings):
+                        question = alike[sampled.request]
+                        question.reply.set_result(self._told(question, sampled))
+            except ModelError as error:
+                give_up(alike, str(error))
+
+    def _told(self, question: _Question, sampled: Sampled) -> JudgeReply:
+        completion = sampled.completion
+        usage = {
+            "prompt_tokens": len(question.prompt_ids),
+            "completion_tokens": len(completion.token_ids),
+        }
+        return JudgeReply(
+            completion.output_text, completion.finish_reason, usage=usage, model=self._name
+        )
+
+
+def give_up(questions: Sequence[_Question], why: str) -> None:
+    """Tell those who still wait that there is no answer."""
+    for question in questions:
+        if not question.reply.done():
+            question.reply.set_exception(_fault(why))
+
+
+def _fault(details: str) -> GradingFault:
+    return GradingFault("model_grader_server_error", details, of_sample=False)
+
+
+def _number_of(prompt_ids: Sequence[int]) -> int:
+    """63 bits of a prompt's digest, in place of an ordinal."""
+    digest = hashlib.sha256(json.dumps(prompt_ids).encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
