@@ -29,7 +29,8 @@ class MergedModel:
     the adapter's own layers.
     """
 
-    def __init__(self, base: PreTrainedModel, adapter: str):
+    def __init__(self, base: PreTrainedModel, adapter: str | None):
+        """`adapter` None: the base by itself."""
         tensors = [*base.parameters(), *base.buffers()]
         replaced: dict[int, object] = {id(tensor): tensor for tensor in tensors}
         replaced[id(base.config)] = copy.deepcopy(base.config)

@@ -290,6 +290,25 @@ class Policy:
             self._is_bare = False
 
 
+class BareModel:
+    """The base of a policy by itself, as the native sampler wants it: nothing of the adapter is in it."""
+
+    def __init__(self, policy: Policy):
+        self.base: PreTrainedModel = policy.base
+        self.device: torch.device = policy.device
+        self.head: Head = policy.head
+        self.merges_exactly: bool = policy.merges_exactly
+        self.uses_merged: bool = policy.uses_merged
+
+    @functools.cached_property
+    def merged(self) -> MergedModel:
+        """A second copy of the matrices, laid out as the sampler is fastest."""
+        return MergedModel(self.base, None)
+
+    def refresh(self) -> None:
+        """Nothing changes."""
+
+
 @dataclass(frozen=True, slots=True)
 class LoraShape:
     """The adapter's shape, as in the job document's `engine.lora`."""

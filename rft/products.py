@@ -152,16 +152,18 @@ class _SharedProduct(torch.autograd.Function):
         return gradient_x, None, *both
 
 
-def member_of(layer: nn.Module, adapter: str) -> Member:
-    """A linear layer of the base, adapted or not, as it stands in a product."""
+def member_of(layer: nn.Module, adapter: str | None) -> Member:
+    """A linear layer of the base, adapted or not, as it stands in a product; None leaves the adapter out."""
     if isinstance(layer, nn.Linear):
         return Member(layer.weight.detach(), _detached(layer.bias))
     assert isinstance(layer, LoraLayer)
     linear = layer.get_base_layer()
     fan_in_first = getattr(layer, "fan_in_fan_out", False)
-    weight = linear.weight.detach()
+    weight = linear.weight.detach().T if fan_in_first else linear.weight.detach()
+    if adapter is None:
+        return Member(weight, _detached(linear.bias))
     return Member(
-        weight.T if fan_in_first else weight,
+        weight,
         _detached(linear.bias),
         layer.lora_A[adapter].weight,
         layer.lora_B[adapter].weight,

@@ -123,8 +123,9 @@ class RolloutSettings(Section):
     """Sample from the smallest set of tokens with this probability."""
     max_prompt_tokens: Auto | Count = "auto"
     """A longer prompt is an error; auto: the model's context minus max_completion_tokens."""
-    max_completion_tokens: Count = 256
-    """A completion is cut here, the reasoning included."""
+    max_completion_tokens: Auto | Count = "auto"
+    """A completion is cut here, the reasoning included; auto: 256, 128 at reasoning_effort low, 512 at
+    high."""
     stop: Texts = ()
     """Texts that end a completion."""
     slots: Auto | Count = "auto"

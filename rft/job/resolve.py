@@ -19,6 +19,8 @@ CPU_SATURATION = 1024
 """Rows beyond which a CPU's matrix kernels gain nothing; they are near their best from 256 on."""
 ROLLOUTS_PER_PROMPT = 8
 """Completions per prompt at compute_multiplier 1."""
+COMPLETION_TOKENS = {"default": 256, "low": 128, "medium": 256, "high": 512}
+"""By reasoning_effort, where the job sets no limit."""
 ENDPOINT_CONCURRENCY = 16
 """Grades computed side by side where an endpoint grader is asked."""
 
@@ -64,6 +66,12 @@ def resolve_job(job: Job, facts: JobFacts) -> ResolvedJob:
     return resolved
 
 
+def completion_limit(job: Job) -> int:
+    """Tokens at which a completion is cut."""
+    effort = job.hyperparameters.reasoning_effort
+    return _or(job.engine.rollout.max_completion_tokens, COMPLETION_TOKENS[effort])
+
+
 def learning_rate(num_parameters: int) -> float:
     """The learning rate that suits LoRA on a model of this size."""
     if num_parameters < 0.5e9:
@@ -94,7 +102,7 @@ def _resolve_engine(job: Job, hyperparameters: dict[str, Any], facts: JobFacts) 
     rollout = job.engine.rollout
     compute = hyperparameters["compute_multiplier"]
     group_size = _or(rollout.group_size, max(2, round(ROLLOUTS_PER_PROMPT * compute)))
-    completion = rollout.max_completion_tokens
+    completion = completion_limit(job)
     row_tokens = facts.longest_prompt + completion
     sampled = hyperparameters["eval_samples"] > 1
     _fill(engine["model"], dtype=facts.dtype, device=facts.device)
@@ -102,6 +110,7 @@ def _resolve_engine(job: Job, hyperparameters: dict[str, Any], facts: JobFacts) 
         engine["rollout"],
         group_size=group_size,
         max_prompt_tokens=facts.context_length - completion,
+        max_completion_tokens=completion,
         slots=_slots(hyperparameters["batch_size"] * group_size, completion, facts),
     )
     _fill(

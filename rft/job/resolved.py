@@ -53,6 +53,7 @@ class ResolvedModelSettings(ModelSettings):
 class ResolvedRolloutSettings(RolloutSettings):
     group_size: GroupSize
     max_prompt_tokens: Count
+    max_completion_tokens: Count
     slots: Count
 
 

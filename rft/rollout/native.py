@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rft.linear import Product
-from rft.policy import Policy
+from rft.policy import BareModel, Policy
 from rft.rollout.draw import Drawn, draw
 from rft.rollout.grammar import Grammars
 from rft.rollout.graphs import DecodeGraphs, SlotStep
@@ -67,7 +67,7 @@ class NativeSampler:
 
     def __init__(
         self,
-        policy: Policy,
+        policy: Policy | BareModel,
         transcriber: Transcriber,
         num_slots: int,
         recorder: Recorder | None = None,

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -13,7 +14,7 @@ from rft.data import load_all_rows
 from rft.errors import GraderError, JobError, ModelError
 from rft.graders import best_tier, open_grader
 from rft.graders.sample import text_sample
-from rft.job import Job, JobFacts, ModelSettings, ResolvedJob, resolve_job
+from rft.job import Job, JobFacts, ModelSettings, ResolvedJob, completion_limit, resolve_job
 from rft.models import (
     ModelSource,
     choose_device_and_dtype,
@@ -26,6 +27,8 @@ from rft.models import (
     load_model,
     load_tokenizer,
 )
+from rft.models.chat import template_source
+from rft.models.effort import effort_kwargs, effort_words
 from rft.policy import LoraShape, Policy, continued_policy, new_policy
 from rft.rollout.choose import open_sampler
 from rft.rollout.collect import Collector
@@ -89,13 +92,14 @@ def render(
     settings = job.engine.model
     tokenizer = load_tokenizer(source, settings)
     longest_allowed = _prompt_limit(job, load_config(source, settings))
+    kwargs = chat_kwargs(job, tokenizer)
 
     def encode(examples: Sequence[Example], name: str) -> tuple[Prompt, ...]:
         return tuple(
             encode_prompts(
                 tokenizer,
                 examples,
-                chat_template_kwargs=dict(settings.chat_template_kwargs),
+                chat_template_kwargs=kwargs,
                 max_prompt_tokens=longest_allowed,
                 source_name=name,
             )
@@ -103,6 +107,13 @@ def render(
 
     train, valid = encode(rows.train, job.training_file), encode(rows.valid, job.validation_file)
     return tokenizer, train, valid
+
+
+def chat_kwargs(job: Job, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """What the chat template is handed: what the reasoning effort comes to, and the job's own before it."""
+    effort = job.hyperparameters.reasoning_effort
+    own = dict(job.engine.model.chat_template_kwargs)
+    return {**effort_kwargs(template_source(tokenizer), effort), **own}
 
 
 def open_workshop(job: Job, rows: Rows, runs_folder: Path) -> Workshop:
@@ -126,8 +137,15 @@ def open_workshop(job: Job, rows: Rows, runs_folder: Path) -> Workshop:
     )
     if source.adapter is not None:
         job = with_lora_of(job, source.adapter)
+    job = _with_chat_kwargs(job, chat_kwargs(job, tokenizer))
     ends = end_token_ids(base.config, base.generation_config, tokenizer)
     return Workshop(resolve_job(job, facts), source, tokenizer, base, ends, train, valid)
+
+
+def _with_chat_kwargs(job: Job, kwargs: dict[str, Any]) -> Job:
+    """As the resolved job has them, so that whoever samples from the run later renders as it did."""
+    model = job.engine.model.model_copy(update={"chat_template_kwargs": kwargs})
+    return job.model_copy(update={"engine": job.engine.model_copy(update={"model": model})})
 
 
 def load_base(
@@ -253,10 +271,11 @@ def _head_width(config: PretrainedConfig) -> int:
 def _prompt_limit(job: Job, config: PretrainedConfig) -> int:
     """`max_prompt_tokens`, or what the model's context leaves beside a completion."""
     rollout = job.engine.rollout
-    room = context_length(config) - rollout.max_completion_tokens
+    completion = completion_limit(job)
+    room = context_length(config) - completion
     if room < 1:
         raise JobError(
-            f"a completion of {rollout.max_completion_tokens} tokens leaves no room for a prompt in the "
+            f"a completion of {completion} tokens leaves no room for a prompt in the "
             f"model's context of {context_length(config)}",
             where="engine.rollout.max_completion_tokens",
             remedy="take fewer",

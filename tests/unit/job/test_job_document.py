@@ -62,7 +62,7 @@ DEFAULTS: dict[str, Any] = {
             "temperature": 1.0,
             "top_p": 1.0,
             "max_prompt_tokens": "auto",
-            "max_completion_tokens": 256,
+            "max_completion_tokens": "auto",
             "stop": [],
             "slots": "auto",
         },
