@@ -238,7 +238,7 @@ def test_what_is_only_not_built_is_a_not_yet_error(tmp_path: Path) -> None:
 
 def test_output_json_is_legal_for_a_grader_and_refused_for_a_job(tmp_path: Path) -> None:
     job = load_sound_job(write(tmp_path, changed(("output_text", "output_json.x"))))
-    with pytest.raises(NotYetError, match="only with a response_format, which is not built yet"):
+    with pytest.raises(JobError, match="only with a response_format that asks for JSON"):
         load_all_rows(job)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import pytest
 
 from rft.graders import Grader
-from rft.graders.sample import text_sample
+from rft.graders.sample import make_sample
 from rft.rollout.collect import Collector, Draw, RolloutPlan
 from rft.rollout.native import NativeSampler
 from rft.rollout.randomness import Purpose
@@ -156,7 +156,7 @@ def test_the_same_answer_to_the_same_item_is_graded_once_in_a_run() -> None:
 def test_grades_made_afresh_count_against_the_same_limit() -> None:
     grader = Counting(0.02)
     collector = Collector(LastFirst(), grader, concurrency=2)
-    pair = (text_sample("canary"), {"answer": "row 0"})
+    pair = (make_sample("canary"), {"answer": "row 0"})
     with collector.grading_afresh([pair] * 4) as pending:
         collector.collect([make_draw(0, 0)], PLAN)
     assert [grade.result().latency for grade in pending] == [0.05] * 4
