@@ -63,7 +63,7 @@ def _check_name(name: Any, place: str) -> None:
 
 def check_tool_messages(messages: Sequence[Message]) -> None:
     """Raises RowError for a call that is none, or a result of a tool that nobody called."""
-    called: set[str] | None = None
+    called: list[str] | None = None
     for number, message in enumerate(messages, 1):
         role, calls = message["role"], message.get("tool_calls")
         if calls is not None and role != "assistant":
@@ -81,13 +81,13 @@ def check_tool_messages(messages: Sequence[Message]) -> None:
             raise RowError(what, "write the `id` of the call", message=number)
 
 
-def _call_ids(calls: Any, number: int) -> set[str]:
+def _call_ids(calls: Any, number: int) -> list[str]:
     if not isinstance(calls, list) or not calls:
         what = f"`tool_calls` is {'empty' if calls == [] else kind(calls)}"
         raise RowError(what, "give a list of calls, or leave it out", message=number)
     for index, call in enumerate(calls):
         _check_call(call, f"`tool_calls[{index}]`", number)
-    return {call["id"] for call in calls if call.get("id") is not None}
+    return [call["id"] for call in calls if call.get("id") is not None]
 
 
 def _check_call(call: Any, place: str, number: int) -> None:
