@@ -40,7 +40,8 @@ def explain_tools(
         return [with_content(first, _joined(first["content"], text)), *messages[1:]]
     if has_system:
         return [{"role": "system", "content": text}, *messages]
-    index = next(index for index, message in enumerate(messages) if message["role"] == "user")
+    users = [index for index, message in enumerate(messages) if message["role"] == "user"]
+    index = users[0] if users else len(messages) - 1
     user = with_content(messages[index], _joined(text, messages[index]["content"]))
     return [*messages[:index], user, *messages[index + 1 :]]
 
