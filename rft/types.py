@@ -16,8 +16,12 @@ Message = Mapping[str, Any]
 Item = Mapping[str, Any]
 """One row of a data file as graders see it (`item.*`)."""
 
+Tool = Mapping[str, Any]
+"""A function that a model may call, as in chat completions: type, function with name and parameters."""
+
 Sample = Mapping[str, Any]
-"""One completion as graders see it (`sample.*`): output_text, choices, output_tools, perhaps output_json."""
+"""One completion as graders see it (`sample.*`): output_text, choices, output_tools, perhaps output_json
+and parse_errors."""
 
 MAX_UNGRADED_FRACTION = 0.05
 """An evaluation with a larger share of ungraded samples never ranks."""
@@ -35,6 +39,8 @@ class Example:
     """The conversation up to and including the user's last message."""
     item: Item
     """The entire row, for graders."""
+    tools: tuple[Tool, ...] = ()
+    """What the model may call in its answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +69,9 @@ class Completion:
     """`text` as graders see it: without a thinking block, cut before a stop string."""
     num_reasoning_tokens: int = 0
     """Tokens of the thinking block, its markers included."""
+    marked_text: str | None = None
+    """`output_text` with its special tokens kept, which some families mark tool calls with; None where
+    it has none."""
     allowed_tokens: NDArray[np.uint8] | None = None
     """(num_tokens, ceil(V / 8)) bits, `numpy.packbits` order: the tokens token t was drawn from, when
     top_p or a grammar left some out; None when all were open."""

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +12,7 @@ from rft.cli.output import Json, Reply
 from rft.cli.probe import JobFile, Overrides
 from rft.cli.text import decimal, shorten
 from rft.errors import DataError
-from rft.types import Grade, Sample
+from rft.types import Grade, Sample, Tool
 
 FLAGS = {
     "formula_parse_error": "",
@@ -56,7 +56,7 @@ def grade(
     job = load_job(job_file, overrides or ())
     row = read_item(item)
     with open_grader(job.grader, job.grading_settings) as grader:
-        graded = grader.grade(sample_of(sample), row)
+        graded = grader.grade(sample_of(sample, tools_of(row, item)), row)
     passed = passes(job.grader, graded, job.grading_settings)
     document = product_reply(graded, passed)
     return Reply(document, grade_lines(graded, passed), as_json)
@@ -95,19 +95,23 @@ def read_item(path: Path | None) -> dict[str, Any]:
     return value
 
 
-def sample_of(text: str) -> Sample:
-    """A completion as graders see it; a text that is JSON has `output_json` too."""
-    from rft.graders.sample import text_sample
+def tools_of(row: Mapping[str, Any], path: Path | None) -> Sequence[Tool]:
+    """The tools of the row in a file; raises DataError."""
+    from rft.data.rows import RowError
+    from rft.data.tools import check_tools
 
-    sample = text_sample(text)
     try:
-        return {**sample, "output_json": json.loads(text, parse_constant=_no_json)}
-    except (ValueError, RecursionError):
-        return sample
+        return check_tools(row.get("tools"))
+    except RowError as error:
+        raise DataError(error.problem("stdin" if str(path) == "-" else str(path))) from None
 
 
-def _no_json(constant: str) -> None:
-    raise ValueError(f"{constant} is not JSON")
+def sample_of(text: str, tools: Sequence[Tool] = ()) -> Sample:
+    """A completion as graders see it; a text that is JSON has `output_json` too."""
+    from rft.graders.sample import make_sample
+
+    sample = make_sample(text, tools=tools, wants_json=True)
+    return sample if "output_json" in sample else make_sample(text, tools=tools)
 
 
 def product_reply(grade: Grade, passed: Mapping[str, bool]) -> dict[str, Any]:

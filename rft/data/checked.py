@@ -5,7 +5,13 @@ from pathlib import Path
 
 from rft.data.examples import data_warnings, readable_examples, row_place
 from rft.errors import DataError, JobError, NotYetError, Problem, UserError
-from rft.graders import grader_parts, grader_warnings, output_json_problems, template_problems
+from rft.graders import (
+    grader_parts,
+    grader_warnings,
+    output_json_problems,
+    output_tools_warnings,
+    template_problems,
+)
 from rft.job import Job, Reading, read_job
 from rft.types import Example
 
@@ -56,8 +62,8 @@ def data_faults(
     """The good rows of the named files; and what is wrong with the files, or with templates in them."""
     loaded: list[tuple[Example, ...]] = []
     faults: list[UserError] = []
-    if problems := output_json_problems(job.grader, GRADER):
-        faults.append(NotYetError(problems))
+    if problems := output_json_problems(job.grader, GRADER, has_json=job.completion_schema is not None):
+        faults.append(JobError(problems))
     for field in fields:
         source: str = getattr(job, field)
         try:
@@ -77,10 +83,12 @@ def data_faults(
 
 def job_warnings(job: Job, train: Sequence[Example], valid: Sequence[Example]) -> list[str]:
     """What is legal in a job's rows and in its grader but likely a mistake."""
-    items = [example.item for example in (*train, *valid)]
+    examples = (*train, *valid)
+    has_tools = any(example.tools for example in examples)
     return [
         *data_warnings(train, valid),
-        *grader_warnings(job.grader, items),
+        *grader_warnings(job.grader, [example.item for example in examples]),
+        *output_tools_warnings(job.grader, has_tools=has_tools),
         *sandbox_warnings(job),
     ]
 

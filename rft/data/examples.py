@@ -8,6 +8,7 @@ from rft.data.columns import as_text, check_templates, render
 from rft.data.messages import check_messages
 from rft.data.rows import RowError, kind
 from rft.data.sources import read_rows, shown
+from rft.data.tools import check_tools
 from rft.errors import DataError, NotYetError, Problem
 from rft.job import DataSettings
 from rft.types import Example
@@ -89,7 +90,7 @@ def data_warnings(train: Sequence[Example], valid: Sequence[Example]) -> list[st
 
 
 def _conversation(example: Example) -> str:
-    return json.dumps(example.messages, sort_keys=True)
+    return json.dumps([example.messages, example.tools], sort_keys=True)
 
 
 def _example_or_error(index: int, row: Any, settings: DataSettings) -> Example | RowError:
@@ -104,13 +105,11 @@ def _example_or_error(index: int, row: Any, settings: DataSettings) -> Example |
 def _example(index: int, row: Any, settings: DataSettings) -> Example:
     if not isinstance(row, dict):
         raise RowError(f"the row is {kind(row)}", "write a JSON object on each line")
-    if row.get("tools"):
-        raise RowError("`tools` in a row are not built yet", "remove them", not_yet=True)
     item = _item(row, settings)
-    messages = check_messages(item["messages"])
+    messages, tools = check_messages(item["messages"]), check_tools(item.get("tools"))
     if settings.system is not None and messages[0]["role"] not in ("system", "developer"):
         messages = ({"role": "system", "content": settings.system}, *messages)
-    return Example(row=index, messages=messages, item=item)
+    return Example(row=index, messages=messages, item=item, tools=tools)
 
 
 def _item(row: Mapping[str, Any], settings: DataSettings) -> dict[str, Any]:

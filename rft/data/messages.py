@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 from rft.data.rows import RowError, kind
+from rft.data.tools import check_tool_messages
 from rft.types import Message
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -18,6 +19,7 @@ def check_messages(messages: Any) -> tuple[Message, ...]:
     if not messages:
         raise RowError("`messages` is empty", "give at least one user message")
     checked = tuple(_message(message, number) for number, message in enumerate(messages, 1))
+    check_tool_messages(checked)
     last = checked[-1]
     if last["role"] not in ("user", "developer"):
         raise RowError(

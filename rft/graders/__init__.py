@@ -33,6 +33,7 @@ __all__ = [
     "not_yet",
     "open_grader",
     "output_json_problems",
+    "output_tools_warnings",
     "passes",
     "problems_of",
     "template_problems",
@@ -131,16 +132,38 @@ def template_problems(
     return problems
 
 
-def output_json_problems(document: GraderDocument, where: str = "grader") -> list[Problem]:
-    """The templates that read `sample.output_json`, which completions of a job do not have yet."""
-    what = "completions have output_json only with a response_format, which is not built yet"
-    remedy = "read sample.output_text, or parse it in a python grader"
+def output_json_problems(
+    document: GraderDocument, where: str = "grader", *, has_json: bool
+) -> list[Problem]:
+    """The templates that read `sample.output_json` although the job asks for no JSON (`has_json`)."""
+    what = "completions have output_json only with a response_format that asks for JSON"
+    remedy = "set one, or read sample.output_text"
     return [
         Problem(f"`{{{{ {variable.text} }}}}`: {what}", field, remedy)
-        for field, template in document.templates(where).items()
-        for variable in template.variables
-        if variable.namespace == "sample" and variable.path[0] == "output_json"
+        for field, variable in sample_variables(document, "output_json", where)
+        if not has_json
     ]
+
+
+def output_tools_warnings(
+    document: GraderDocument, where: str = "grader", *, has_tools: bool
+) -> list[str]:
+    """The templates that read `sample.output_tools` although no row has tools to call (`has_tools`)."""
+    return [
+        f"{{{{ {variable.text} }}}} of {field} reads tool calls, but no row has `tools`: there are none"
+        for field, variable in sample_variables(document, "output_tools", where)
+        if not has_tools
+    ]
+
+
+def sample_variables(
+    document: GraderDocument, root: str, where: str
+) -> Iterator[tuple[str, Variable]]:
+    """Field and variable wherever a template reads `sample.<root>`."""
+    for field, template in document.templates(where).items():
+        for variable in template.variables:
+            if variable.namespace == "sample" and variable.path[0] == root:
+                yield field, variable
 
 
 def missing_variables(

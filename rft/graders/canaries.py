@@ -13,7 +13,7 @@ from rft.graders.fault import GradingFault
 from rft.graders.formula import Formula, parse_formula
 from rft.graders.grader import Document
 from rft.graders.multi import Multi
-from rft.graders.sample import text_sample
+from rft.graders.sample import make_sample
 from rft.graders.string_check import StringCheck
 from rft.graders.template import MissingVariable, Template, as_text, parse_template
 from rft.graders.text_pair import TextPair
@@ -53,7 +53,7 @@ class Canary:
 
     @property
     def sample(self) -> Sample:
-        return text_sample(self.text)
+        return make_sample(self.text)
 
 
 def canaries_of(document: Document, example: Example) -> list[Canary]:

@@ -3,6 +3,7 @@
 from typing import Literal
 
 Flag = Literal[
+    "sample_parse_error",
     "invalid_variable_error",
     "python_grader_runtime_error",
     "python_grader_server_error",

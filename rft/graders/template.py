@@ -78,6 +78,8 @@ class Template:
             if isinstance(piece, str):
                 texts.append(piece)
                 continue
+            if piece.namespace == "sample":
+                refuse_unreadable(piece.path[0], sample)
             try:
                 texts.append(as_text(piece.resolve(roots[piece.namespace])))
             except MissingVariable as missing:
@@ -87,6 +89,18 @@ class Template:
                     of_sample=piece.namespace == "sample",
                 ) from None
         return "".join(texts)
+
+
+def refuse_unreadable(root: str | int, sample: Sample) -> None:
+    """A part of the completion that could not be read is the sample's fault, not a missing variable."""
+    if (details := sample.get("parse_errors", {}).get(root)) is not None:
+        raise GradingFault("sample_parse_error", f"{root}: {details}", of_sample=True)
+
+
+def is_of_answer(flag: str, details: str) -> bool:
+    """Whether an error says that a completion is not what a template reads: no JSON, no call, no such key."""
+    is_missing = flag == "invalid_variable_error" and details.startswith("{{ sample.")
+    return is_missing or flag == "sample_parse_error"
 
 
 def parse_template(text: str, where: str) -> Template:

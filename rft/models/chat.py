@@ -1,13 +1,17 @@
 """Conversations → prompts, by the tokenizer's own chat template; the tokens that end an answer."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from jinja2 import TemplateError
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 from rft.errors import DataError, ModelError, Problem
-from rft.types import Example, Message, Prompt
+from rft.graders.tool_calls import parse_tool_calls
+from rft.models.tools import calls_as_text, explain_tools, with_arguments
+from rft.types import Example, Message, Prompt, Tool
 
 FIXED_DATE = "26 Jul 2024"
 """What templates that print today's date print instead, so that a run does not change overnight."""
@@ -21,6 +25,29 @@ FIXED_CLOCK = (
 
 PROBE = "xqzprobe"
 """A text no template writes by itself."""
+
+PROBE_TOOL: Tool = {
+    "type": "function",
+    "function": {
+        "name": PROBE,
+        "description": "",
+        "parameters": {"type": "object", "properties": {}},
+    },
+}
+PROBE_CALL = {
+    "id": "xqzprobe1",  # of the only length that Mistral's templates allow
+    "type": "function",
+    "function": {"name": PROBE, "arguments": {"argument": PROBE}},
+}
+PROBE_TURNS: tuple[Message, ...] = (
+    {"role": "user", "content": "x"},
+    {"role": "assistant", "content": "", "tool_calls": [PROBE_CALL]},
+    {"role": "tool", "content": f"result{PROBE}", "tool_call_id": "xqzprobe1", "name": PROBE},
+    {"role": "assistant", "content": "x"},
+    {"role": "user", "content": "x"},
+)
+END_TOKENS = re.compile(r"(?:<[^<>\s]*>\s*)+$")
+"""What may stand behind an answer."""
 
 SHOWN_PROBLEMS = 20
 
@@ -86,25 +113,36 @@ class ChatTemplate:
         names_developer = "developer" in template_source(tokenizer)
         self.has_developer = names_developer and self._shows("developer")
         self.has_system = self._shows("system")
+        self._form = self._call_form() if self._shows_tools() else None
+        self.has_tools = self._form is not None
 
     def prompt(self, example: Example) -> Prompt:
         """The conversation as the model is to see it; raises one of RENDERING_ERRORS."""
         messages = [self._with_known_role(message) for message in example.messages]
         if any(message["role"] == "system" for message in messages) and not self.has_system:
             raise ValueError("it has no place for a system message; put its text in the user's")
+        tools = example.tools if self.has_tools else ()
+        told = self._with_tools(messages, example.tools)
         encoded: Any = self.tokenizer.apply_chat_template(
-            messages,
+            [dict(message) for message in told],
+            tools=list(tools) or None,
             chat_template=self.source,
             add_generation_prompt=True,
             sanitize_control_tokens=True,
             **self.kwargs,
         )
-        return Prompt(example, self.render(messages), tuple(encoded["input_ids"]))
+        return Prompt(example, self.render(told, tools=tools), tuple(encoded["input_ids"]))
 
-    def render(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
+    def render(
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool = True,
+        tools: Sequence[Tool] = (),
+    ) -> str:
         """The conversation as text."""
         rendered: Any = self.tokenizer.apply_chat_template(
             [dict(message) for message in messages],
+            tools=list(tools) or None,
             chat_template=self.source,
             add_generation_prompt=add_generation_prompt,
             tokenize=False,
@@ -117,6 +155,43 @@ class ChatTemplate:
         is_renamed = message["role"] == "developer" and not self.has_developer
         return {**message, "role": "system"} if is_renamed else dict(message)
 
+    def _with_tools(self, messages: Sequence[Message], tools: Sequence[Tool]) -> list[Message]:
+        """Tools, calls and results in the form that reaches the model."""
+        if self._form is not None:
+            return with_arguments(messages, self._form)
+        made = calls_as_text(messages)
+        return explain_tools(made, tools, self.has_system) if tools else made
+
+    def _shows_tools(self) -> bool:
+        """Whether a tool reaches the model."""
+        try:
+            return PROBE in self.render(PROBE_TURNS[:1], tools=[PROBE_TOOL])
+        except RENDERING_ERRORS:
+            return False
+
+    def _call_form(self) -> type | None:
+        """The form of arguments, `dict` or `str`, in which calls and results reach the model, and calls in
+        a form that is read from its answers too; None for neither."""
+        for form in (dict, str):
+            turns = with_arguments(PROBE_TURNS, form)
+            try:
+                text = self.render(turns, tools=[PROBE_TOOL])
+                answers = self._answers(turns)
+            except RENDERING_ERRORS:
+                continue
+            if f"result{PROBE}" in text and any(map(_is_probe_call, answers)):
+                return form
+        return None
+
+    def _answers(self, turns: Sequence[Message]) -> Iterator[str]:
+        """What the template takes for the answer in the second turn: with what it writes around it, and
+        as far as can be told without."""
+        whole = self.render(turns[:2], add_generation_prompt=False, tools=[PROBE_TOOL])
+        for is_open in (False, True):
+            prompt = self.render(turns[:1], add_generation_prompt=is_open, tools=[PROBE_TOOL])
+            answer = whole.removeprefix(prompt)
+            yield from (answer, END_TOKENS.sub("", answer))
+
     def _shows(self, role: str) -> bool:
         """Whether a first message of that role reaches the model."""
         first = {"role": role, "content": PROBE}
@@ -124,6 +199,12 @@ class ChatTemplate:
             return PROBE in self.render([first, {"role": "user", "content": "x"}])
         except RENDERING_ERRORS:
             return False
+
+
+def _is_probe_call(answer: str) -> bool:
+    """Whether the call of PROBE_TURNS can be read from an answer."""
+    functions = [call["function"] for call in parse_tool_calls(answer).calls]
+    return functions == [{"name": PROBE, "arguments": json.dumps({"argument": PROBE})}]
 
 
 def template_source(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -24,7 +24,10 @@ PROMPT_TAIL = 16
 
 
 def find_thinking(
-    token_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, prompt_ids: Sequence[int] = ()
+    token_ids: Sequence[int],
+    tokenizer: PreTrainedTokenizerBase,
+    prompt_ids: Sequence[int] = (),
+    skip_special_tokens: bool = True,
 ) -> tuple[int, str]:
     """Number of tokens in the first thinking block, and the completion's text without the block.
 
@@ -34,7 +37,7 @@ def find_thinking(
     whole = tokenizer.decode(list(token_ids), skip_special_tokens=False)
     block = find_block(whole, opened_by(prompt_ids, tokenizer))
     if block is None:
-        return 0, tokenizer.decode(list(token_ids), skip_special_tokens=True)
+        return 0, tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
     start, end = block
 
     def length_of(num_tokens: int) -> int:
@@ -45,7 +48,7 @@ def find_thinking(
     num_before = bisect_right(counts, start, key=length_of) - 1
     num_through = len(token_ids) if end == len(whole) else bisect_left(counts, end, key=length_of)
     before, after = (
-        tokenizer.decode(list(part), skip_special_tokens=True)
+        tokenizer.decode(list(part), skip_special_tokens=skip_special_tokens)
         for part in (token_ids[:num_before], token_ids[num_through:])
     )
     return num_through - num_before, before + after if before.strip() else after.lstrip()

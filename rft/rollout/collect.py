@@ -4,16 +4,16 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rft.failpoints import reach
 from rft.graders import Grader
 from rft.graders.cache import GradeCache, PendingGrade
-from rft.graders.sample import text_sample
+from rft.graders.sample import make_sample, parse_error_details
 from rft.rollout.memory import sample_within_memory
 from rft.rollout.randomness import Purpose
 from rft.rollout.sampler import Sampler, SampleRequest, SamplingSettings
-from rft.types import Completion, Grade, Group, Item, Prompt, Rollout, Sample
+from rft.types import Completion, Example, Grade, Group, Item, Prompt, Rollout, Sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +38,14 @@ class RolloutPlan:
 class Collector:
     """Samples and grades; grading runs in threads while others decode, each sample once."""
 
-    def __init__(self, sampler: Sampler, grader: Grader, concurrency: int):
+    def __init__(
+        self, sampler: Sampler, grader: Grader, concurrency: int, *, wants_json: bool = False
+    ):
         self._sampler = sampler
         self._grader = grader
         self._grades = GradeCache(grader)
         self._concurrency = concurrency
+        self._wants_json = wants_json
         self._open_pool: ThreadPoolExecutor | None = None
         self.seconds_waited: float = 0.0
         """Spent so far on grades that came after the last completion: what sampling did not hide."""
@@ -64,15 +67,17 @@ class Collector:
         ]
         completions: dict[tuple[int, int], Completion] = {}
         pending: dict[tuple[int, int], PendingGrade] = {}
+        unread: dict[tuple[int, int], str] = {}
         with self._pool() as pool:
             for sampled in sample_within_memory(self._sampler, requests, plan.sampling):
                 place, completion = (sampled.request, sampled.sample), sampled.completion
-                sample = text_sample(completion.output_text, completion.finish_reason)
-                item = draws[sampled.request].prompt.example.item
+                example = draws[sampled.request].prompt.example
+                sample = self._sample(completion, example)
                 completions[place] = completion
+                unread[place] = parse_error_details(sample)
                 self.num_collected += 1
                 reach("rollout.sampled")
-                pending[place] = self._grades.submit(sample, item, pool)
+                pending[place] = self._grades.submit(sample, example.item, pool)
             grades = self._await(pending)
         reach("rollout.graded")
         return [
@@ -80,12 +85,24 @@ class Collector:
                 draw.ordinal,
                 draw.prompt,
                 tuple(
-                    Rollout(completions[index, sample], grades[index, sample])
+                    Rollout(
+                        completions[index, sample],
+                        with_parse_error(grades[index, sample], unread[index, sample]),
+                    )
                     for sample in range(plan.group_size)
                 ),
             )
             for index, draw in enumerate(draws)
         ]
+
+    def _sample(self, completion: Completion, example: Example) -> Sample:
+        return make_sample(
+            completion.output_text,
+            completion.finish_reason,
+            marked_text=completion.marked_text,
+            tools=example.tools,
+            wants_json=self._wants_json,
+        )
 
     @contextmanager
     def grading_afresh(self, pairs: Sequence[tuple[Sample, Item]]) -> Iterator[list[Future[Grade]]]:
@@ -114,6 +131,13 @@ class Collector:
             self.num_collected += 1
         self.seconds_waited += time.monotonic() - began
         return grades
+
+
+def with_parse_error(grade: Grade, details: str) -> Grade:
+    """The grade with the error that the completion could not be read, told once; the reward stays."""
+    if not details or "sample_parse_error" in grade.errors:
+        return grade
+    return replace(grade, errors={**grade.errors, "sample_parse_error": details})
 
 
 @contextmanager

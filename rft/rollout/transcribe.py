@@ -17,6 +17,8 @@ class Transcriber:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, end_token_ids: Sequence[int]):
         self.tokenizer = tokenizer
         self.end_token_ids = frozenset(end_token_ids)
+        added = tokenizer.added_tokens_decoder.items()
+        self._special_token_ids = {token_id for token_id, token in added if token.special}
 
     def finish_reason(
         self, token_ids: Sequence[int], settings: SamplingSettings
@@ -50,9 +52,20 @@ class Transcriber:
             finish_reason=finish_reason,
             text=text,
             output_text=output_text if cut is None else output_text[:cut],
+            marked_text=self._marked_text(answer_ids, prompt_ids, settings),
             num_reasoning_tokens=num_reasoning_tokens,
             allowed_tokens=allowed_tokens,
         )
+
+    def _marked_text(
+        self, answer_ids: Sequence[int], prompt_ids: Sequence[int], settings: SamplingSettings
+    ) -> str | None:
+        """The answer with its special tokens kept; None when it has none."""
+        if self._special_token_ids.isdisjoint(answer_ids):
+            return None
+        marked = find_thinking(answer_ids, self.tokenizer, prompt_ids, skip_special_tokens=False)[1]
+        cut = _first_stop(marked, settings.stop)
+        return marked if cut is None else marked[:cut]
 
     def _text(self, token_ids: Sequence[int]) -> str:
         text: str = self.tokenizer.decode(list(token_ids), skip_special_tokens=True)

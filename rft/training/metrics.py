@@ -7,6 +7,7 @@ from statistics import pstdev
 from typing import Any
 
 from rft.graders.multi import own_errors
+from rft.graders.template import is_of_answer
 from rft.runs.results import counted_as, error_kinds
 from rft.training.evaluation import Evaluation, mean, sub_reward_means
 from rft.training.trainer import StepRecord
@@ -165,14 +166,23 @@ def evaluation_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
 
 
 def grading_failures(groups: Sequence[Group]) -> list[tuple[Group, int]]:
-    """Group and sample of each rollout whose grading failed: ungraded, or with an error other than
-    an unparsable sample."""
+    """Group and sample of each rollout whose grading failed: ungraded, or with an error other than that
+    the completion is not what a grader reads, as the first answers of a policy often are."""
     return [
         (group, sample)
         for group in groups
         for sample, rollout in enumerate(group.rollouts)
-        if rollout.grade.reward is None or set(all_errors(rollout.grade)) - {"sample_parse_error"}
+        if _has_failed(rollout.grade)
     ]
+
+
+def _has_failed(grade: Grade) -> bool:
+    """Whether a grade, or a part of it, fails for another reason than what the policy wrote."""
+    own = own_errors(grade)
+    excused = [flag for flag, details in own.items() if is_of_answer(flag, details)]
+    if len(excused) < len(own) or any(map(_has_failed, grade.sub_grades.values())):
+        return True
+    return grade.reward is None and not all_errors(grade)
 
 
 def all_errors(grade: Grade) -> dict[str, str]:

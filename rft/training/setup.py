@@ -13,7 +13,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from rft.data import load_all_rows
 from rft.errors import GraderError, JobError, ModelError
 from rft.graders import best_tier, open_grader
-from rft.graders.sample import text_sample
+from rft.graders.sample import make_sample
 from rft.job import Job, JobFacts, ModelSettings, ResolvedJob, completion_limit, resolve_job
 from rft.models import (
     ModelSource,
@@ -75,7 +75,8 @@ def try_grader(job: Job, rows: Rows) -> None:
     # what a sample's own fault earns is not asked here: an empty answer may well be one
     settings = replace(job.grading_settings, on_exception="minimum")
     with open_grader(job.grader, settings) as grader:
-        grade = grader.grade(text_sample(""), rows.train[0].item)
+        sample = make_sample("", tools=rows.train[0].tools)
+        grade = grader.grade(sample, rows.train[0].item)
     if grade.reward is None:
         details = "; ".join(f"{kind}: {text.strip()}" for kind, text in grade.errors.items())
         raise GraderError(
@@ -225,7 +226,8 @@ def known_family(base: PreTrainedModel) -> Iterator[None]:
 def make_collector(job: ResolvedJob, sampler: Sampler, stack: ExitStack) -> Collector:
     """Sampler and grader together; the grader's processes end with `stack`."""
     grader = stack.enter_context(open_grader(job.grader, job.grading_settings))
-    return Collector(sampler, grader, job.engine.grading.concurrency)
+    concurrency = job.engine.grading.concurrency
+    return Collector(sampler, grader, concurrency, wants_json=job.completion_schema is not None)
 
 
 def kv_bytes_per_token(config: PretrainedConfig, dtype: torch.dtype) -> int:

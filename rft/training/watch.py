@@ -28,6 +28,11 @@ NOTABLE_ERROR_FRACTION = 0.1
 """Share of grades with an error of one kind that is worth a warning."""
 
 
+MAX_UNREADABLE_FRACTION = 0.5
+"""Share of completions that no grader could read as it should above which it is worth a warning: the first
+answers of a policy often cannot be."""
+
+
 class Watch:
     """Counts conditions over steps; each warning is given when its count reaches the limit."""
 
@@ -156,8 +161,16 @@ def _grading_errors(record: StepRecord) -> dict[str, str]:
             details.setdefault(kind, []).append(detail)
     texts: dict[str, str] = {}
     for kind, found in details.items():
-        if len(found) / len(grades) >= NOTABLE_ERROR_FRACTION:
-            last_line = last_lines(found[0], 1) or "no details"
+        fraction, last_line = len(found) / len(grades), last_lines(found[0], 1) or "no details"
+        if kind == "sample_parse_error":
+            if fraction > MAX_UNREADABLE_FRACTION:
+                texts[kind] = (
+                    f"{len(found)} of {len(grades)} completions of step {record.step} could not be read as "
+                    f"the job asks, for example: {last_line}. Some are normal at first; so many come from a "
+                    "wrong response_format, tools that the model does not know how to call, or too small "
+                    "an engine.rollout.max_completion_tokens"
+                )
+        elif fraction >= NOTABLE_ERROR_FRACTION:
             texts[kind] = (
                 f"{len(found)} of {len(grades)} grades of step {record.step} failed with {kind}, "
                 f"for example: {last_line}"

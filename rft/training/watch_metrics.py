@@ -12,11 +12,13 @@ from rft.graders.canaries import CANARY_KINDS, CanaryKind, reference_answer
 from rft.graders.fault import GradingFault
 from rft.graders.formula import parse_formula
 from rft.graders.multi import Multi
+from rft.graders.template import is_of_answer
 from rft.runs.failures import last_lines
 from rft.training.evaluation import CanaryGrade, Evaluation, mean
 from rft.training.hacking import OnSameRows
+from rft.training.metrics import errors_by_part
 from rft.training.trainer import StepRecord
-from rft.types import Group
+from rft.types import Grade, Group
 
 
 def rollout_watch_metrics(record: StepRecord) -> dict[str, Any]:
@@ -61,13 +63,22 @@ def canary_rewards(canaries: Iterable[CanaryGrade], kind: CanaryKind) -> list[tu
 
 
 def canary_errors(canaries: Sequence[CanaryGrade]) -> dict[CanaryKind, str]:
-    """The first error over each kind of canary that has one: its flag and the last line of its details."""
+    """The first error over each kind of canary that has one: its flag and the last line of its details.
+
+    That a canary is not what the job asks for, such as a tool call, is none: it is not meant to be.
+    """
     found: dict[CanaryKind, str] = {}
     for kind in CANARY_KINDS:
-        errors = [canary.grade.errors for canary in canaries if canary.kind == kind]
-        for flag, details in [entry for raised in errors for entry in raised.items()][:1]:
+        grades = [canary.grade for canary in canaries if canary.kind == kind]
+        entries = [entry for grade in grades for entry in grade.errors.items() if _is_fault(grade)]
+        for flag, details in entries[:1]:
             found[kind] = f"{flag}: {last_lines(details, 1) or 'no details'}"
     return found
+
+
+def _is_fault(grade: Grade) -> bool:
+    raised = [entry for errors in errors_by_part(grade).values() for entry in errors.items()]
+    return not all(is_of_answer(flag, details) for flag, details in raised)
 
 
 def on_same_rows(evaluation: Evaluation, kind: CanaryKind) -> OnSameRows | None:

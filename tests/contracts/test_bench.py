@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from rft.graders import open_grader
-from rft.graders.sample import text_sample
+from rft.graders.sample import make_sample
 from rft.job import load_job
 from scripts.benchmark import gemm
 from scripts.benchmark.__main__ import complete, read_options, table
@@ -120,7 +120,7 @@ def test_plain_rewards_are_the_jobs_grader(name: str) -> None:
     job = load_job(ROOT / "configs" / name / "job.yaml")
     item = {"capital": "Paris", "country": "France", "sum": 32, "a": 28, "b": 4}
     with open_grader(job.grader, job.grading_settings) as grader:
-        graded = [grader.grade(text_sample(text), item).reward for text in ANSWERS[name]]
+        graded = [grader.grade(make_sample(text), item).reward for text in ANSWERS[name]]
     assert len(set(graded)) > 2
     assert [REWARDS[name](text, item) for text in ANSWERS[name]] == pytest.approx(graded, abs=1e-12)
 

@@ -469,6 +469,50 @@ def test_a_failing_grade_is_an_answer_not_a_failure(
     assert "it went boom" in errors["python_grader_runtime_error_details"]
 
 
+CALL = '<tool_call>{"name": "f", "arguments": {}}</tool_call>'
+
+
+@pytest.mark.parametrize(
+    ("text", "has_tools", "reward", "flags"),
+    [
+        (CALL, True, 1.0, []),
+        (CALL, False, 0.0, ["invalid_variable_error"]),
+        ("Paris", True, 0.0, ["invalid_variable_error"]),
+        (CALL[:30], True, 0.0, ["sample_parse_error"]),
+    ],
+)
+def test_a_call_is_read_where_the_item_has_tools(
+    here: Path,
+    text: str,
+    has_tools: bool,
+    reward: float,
+    flags: list[str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    tools = [{"type": "function", "function": {"name": "f"}}] if has_tools else []
+    (here / "tools.json").write_text(json.dumps({"tools": tools}))
+    grader = (
+        "{type: string_check, name: t, operation: eq, reference: f, "
+        "input: '{{ sample.output_tools[0].function.name }}'}"
+    )
+    command = ["grade", "job.yaml", f"method.reinforcement.grader={grader}", "--json"]
+    assert main([*command, "--item", "tools.json", "--sample", text]) == 0
+    reply = json.loads(capsys.readouterr().out)
+    errors = reply["metadata"]["errors"]
+    assert reply["reward"] == reward
+    assert [flag for flag, raised in errors.items() if raised is True] == flags
+    if flags == ["sample_parse_error"]:
+        assert errors["sample_parse_error_details"].startswith(
+            "output_tools: tool call 1: not valid"
+        )
+
+
+def test_bad_tools_of_an_item_are_told(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "tools.json").write_text(json.dumps({"tools": [{"type": "function"}]}))
+    assert main(["grade", "job.yaml", "--item", "tools.json", "--sample", "x"]) == 2
+    assert "error: `tools[0]` has no name (tools.json) → " in capsys.readouterr().err
+
+
 @pytest.fixture(scope="module")
 def tiny_job(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny")

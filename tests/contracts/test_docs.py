@@ -13,7 +13,7 @@ import typer
 from rft.cli.main import application
 from rft.data import load_examples
 from rft.graders import LATER_TYPES, open_grader, template_problems
-from rft.graders.sample import text_sample
+from rft.graders.sample import make_sample
 from rft.job import Job, parse_job
 from rft.job.not_yet import UNBUILT_VALUES
 from rft.runs.results import results_columns
@@ -156,7 +156,7 @@ def test_the_example_is_a_job_and_earns_what_is_told(tmp_path: Path) -> None:
     told = {"Total: 15": 1.0, "It is 15.": 0.8, "Total: 14": 0.0}
     assert all(f"`{text}`" in section(README, "A job").replace("\n", " ") for text in told)
     with open_grader(job.grader) as grader:
-        grades = {text: grader.grade(text_sample(text), items[0]) for text in told}
+        grades = {text: grader.grade(make_sample(text), items[0]) for text in told}
     assert {text: grade.errors for text, grade in grades.items()} == {text: {} for text in told}
     assert {text: grade.reward for text, grade in grades.items()} == told
 

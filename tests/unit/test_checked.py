@@ -238,7 +238,7 @@ def test_what_is_only_not_built_is_a_not_yet_error(tmp_path: Path) -> None:
 
 def test_output_json_is_legal_for_a_grader_and_refused_for_a_job(tmp_path: Path) -> None:
     job = load_sound_job(write(tmp_path, changed(("output_text", "output_json.x"))))
-    with pytest.raises(NotYetError, match="only with a response_format, which is not built yet"):
+    with pytest.raises(JobError, match="only with a response_format that asks for JSON"):
         load_all_rows(job)
 
 
@@ -305,3 +305,14 @@ def test_warnings_of_rows_and_of_the_grader_stand_together(tmp_path: Path) -> No
         "{{ item.answer }} of grader.graders.exact.reference is null in 1 of 11 rows, "
         "where it is rendered as `null`"
     )
+
+
+def test_a_grader_of_calls_needs_rows_with_tools(tmp_path: Path) -> None:
+    reads = changed(("sample.output_text", "sample.output_tools[0].function.name"))
+    tooled = {**ROW, "tools": [{"type": "function", "function": {"name": "f"}}]}
+    for valid, expected in ((ROW, 1), (tooled, 0)):
+        job = load_sound_job(write(tmp_path, reads, valid=json.dumps(valid)))
+        warnings = [text for text in job_warnings(job, *load_all_rows(job)) if "tools" in text]
+        assert len(warnings) == expected
+    job = load_sound_job(write(tmp_path))
+    assert not [text for text in job_warnings(job, *load_all_rows(job)) if "tools" in text]

@@ -19,6 +19,7 @@ from rft.errors import DataError, NotYetError, Problem
 from rft.job import DataSettings
 from rft.types import Example
 
+CALL = {"id": "x", "type": "function", "function": {"name": "add", "arguments": "{}"}}
 ROW = {"messages": [{"role": "user", "content": "Capital of France?"}], "answer": "Paris"}
 
 
@@ -87,7 +88,7 @@ def user(content: Any) -> dict[str, Any]:
         (
             [
                 user("a"),
-                {"role": "assistant", "content": None, "tool_calls": [{"id": "x"}]},
+                {"role": "assistant", "content": None, "tool_calls": [CALL]},
                 {"role": "tool", "content": "3", "tool_call_id": "x"},
                 user("b"),
             ],
@@ -153,7 +154,6 @@ def test_a_bad_row_is_told_with_line_and_message(
 @pytest.mark.parametrize(
     ("row", "what"),
     [
-        ({**ROW, "tools": [{"type": "function"}]}, "`tools` in a row are not built yet"),
         (
             {"messages": [user([{"type": "image_url", "image_url": {}}])]},
             "content of type image_url is not built yet",

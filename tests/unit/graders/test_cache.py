@@ -9,11 +9,11 @@ import pytest
 
 from rft.graders.cache import GradeCache
 from rft.graders.grader import Grader
-from rft.graders.sample import text_sample
+from rft.graders.sample import make_sample
 from rft.types import Grade, Item, Sample
 
 ITEM = {"answer": 1}
-SAMPLE = text_sample("1")
+SAMPLE = make_sample("1")
 
 
 class Scripted(Grader):
@@ -71,7 +71,7 @@ def test_a_second_grade_is_the_first_at_no_cost(pool: ThreadPoolExecutor) -> Non
     grader = Scripted(graded)
     cache = GradeCache(grader)
     assert cache.submit(SAMPLE, ITEM, pool)() == graded(1)
-    again = cache.submit(text_sample("1"), {"answer": 1}, pool)()
+    again = cache.submit(make_sample("1"), {"answer": 1}, pool)()
     free = Grade("part", "python", 0.5, latency=0.0, usage={})
     assert again == Grade("scripted", "python", 1.0, {"part": free}, {"other_error": "why"}, 0.0)
     assert grader.calls == [(SAMPLE, ITEM)]
@@ -80,14 +80,14 @@ def test_a_second_grade_is_the_first_at_no_cost(pool: ThreadPoolExecutor) -> Non
 @pytest.mark.parametrize(
     ("sample", "item"),
     [
-        (text_sample("1 "), ITEM),
-        (text_sample("1", "length"), ITEM),
+        (make_sample("1 "), ITEM),
+        (make_sample("1", "length"), ITEM),
         (SAMPLE, {"answer": 1.0}),
         (SAMPLE, {"answer": True}),
         (SAMPLE, {"answer": "1"}),
         (SAMPLE, {"answer": 1, "more": None}),
         (SAMPLE, {}),
-        (text_sample('1"}'), ITEM),
+        (make_sample('1"}'), ITEM),
     ],
 )
 def test_what_differs_is_graded(sample: Sample, item: Item, pool: ThreadPoolExecutor) -> None:
@@ -119,9 +119,9 @@ def test_calls_for_the_same_share_one_in_flight_and_hold_no_thread(
 ) -> None:
     grader = Held()
     cache = GradeCache(grader)
-    slow = [cache.submit(text_sample("slow"), ITEM, pool) for _ in range(5)]
+    slow = [cache.submit(make_sample("slow"), ITEM, pool) for _ in range(5)]
     # one of the two threads is free, though four calls wait
-    assert cache.submit(text_sample("quick"), ITEM, pool)().reward == 1.0
+    assert cache.submit(make_sample("quick"), ITEM, pool)().reward == 1.0
     grader.let_go["slow"].set()
     assert [(grade().reward, grade().latency) for grade in slow] == [(1.0, 1.0)] + 4 * [(1.0, 0.0)]
     assert grader.calls == ["slow", "quick"]
@@ -130,10 +130,10 @@ def test_calls_for_the_same_share_one_in_flight_and_hold_no_thread(
 def test_calls_in_flight_share_a_failure_too(pool: ThreadPoolExecutor) -> None:
     grader = Held(reward=None)
     cache = GradeCache(grader)
-    shared = [cache.submit(text_sample("slow"), ITEM, pool) for _ in range(2)]
+    shared = [cache.submit(make_sample("slow"), ITEM, pool) for _ in range(2)]
     grader.let_go["slow"].set()
     assert [grade().reward for grade in shared] == [None, None]
-    assert cache.submit(text_sample("slow"), ITEM, pool)().latency == 1.0
+    assert cache.submit(make_sample("slow"), ITEM, pool)().latency == 1.0
     assert grader.calls == ["slow", "slow"]
 
 
@@ -141,7 +141,7 @@ def test_the_least_recently_used_grade_goes_first(pool: ThreadPoolExecutor) -> N
     grader = Scripted(graded)
     cache = GradeCache(grader, max_grades=2)
     for text in ("a", "b", "a", "c", "a", "b"):
-        cache.submit(text_sample(text), ITEM, pool)()
+        cache.submit(make_sample(text), ITEM, pool)()
     assert [sample["output_text"] for sample, _ in grader.calls] == ["a", "b", "c", "b"]
 
 
@@ -161,7 +161,7 @@ def test_odd_texts_are_told_apart(pool: ThreadPoolExecutor) -> None:
     cache = GradeCache(Scripted(graded))
     for number, text in enumerate(("\ud800", "\udfff", "\x00", "é", "e\u0301"), start=1):
         for _ in range(2):
-            assert cache.submit(text_sample(text), ITEM, pool)().reward == number
+            assert cache.submit(make_sample(text), ITEM, pool)().reward == number
 
 
 def test_a_call_that_breaks_leaves_no_trace(pool: ThreadPoolExecutor) -> None:
@@ -180,12 +180,12 @@ def test_a_call_that_was_cancelled_is_made_by_the_next() -> None:
     grader = Held()
     cache = GradeCache(grader)
     with ThreadPoolExecutor(1) as pool:
-        running = cache.submit(text_sample("slow"), ITEM, pool)
-        waiting = cache.submit(text_sample("quick"), ITEM, pool)
+        running = cache.submit(make_sample("slow"), ITEM, pool)
+        waiting = cache.submit(make_sample("quick"), ITEM, pool)
         pool.shutdown(wait=False, cancel_futures=True)
         with pytest.raises(CancelledError):
             waiting()
         grader.let_go["slow"].set()
         assert running().reward == 1.0
     with ThreadPoolExecutor(1) as pool:
-        assert cache.submit(text_sample("quick"), ITEM, pool)().latency == 1.0
+        assert cache.submit(make_sample("quick"), ITEM, pool)().latency == 1.0

@@ -19,6 +19,7 @@ from rft.graders import (
     not_yet,
     open_grader,
     output_json_problems,
+    output_tools_warnings,
     passes,
     problems_of,
     template_problems,
@@ -163,12 +164,26 @@ def test_output_json_needs_a_response_format():
     raw = MULTI | {"graders": {"a": EXACT | {"input": "{{ sample.output_json.x[0] }}"}, "b": CLOSE}}
     document = documents.validate_python(raw)
     assert problems_of(document) == []
-    (problem,) = output_json_problems(document, "method.grader")
+    assert output_json_problems(document, "method.grader", has_json=True) == []
+    (problem,) = output_json_problems(document, "method.grader", has_json=False)
     assert str(problem) == (
         "`{{ sample.output_json.x[0] }}`: completions have output_json only with a "
-        "response_format, which is not built yet (method.grader.graders.a.input) → "
-        "read sample.output_text, or parse it in a python grader"
+        "response_format that asks for JSON (method.grader.graders.a.input) → "
+        "set one, or read sample.output_text"
     )
+
+
+def test_tool_calls_need_rows_with_tools():
+    document = documents.validate_python(
+        EXACT | {"input": "{{ sample.output_tools[0].function.name }}"}
+    )
+    assert output_tools_warnings(document, has_tools=True) == []
+    assert output_tools_warnings(document, has_tools=False) == [
+        "{{ sample.output_tools[0].function.name }} of grader.input reads tool calls, but no row has "
+        "`tools`: there are none"
+    ]
+    document = documents.validate_python(EXACT | {"reference": "{{ item.output_tools }}"})
+    assert output_tools_warnings(document, has_tools=False) == []
 
 
 def test_problems_of_the_settings_are_told_where_settings_are_given():

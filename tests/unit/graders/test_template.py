@@ -2,7 +2,7 @@ import pytest
 
 from rft.errors import GraderError
 from rft.graders.fault import GradingFault
-from rft.graders.template import field_problems, parse_template
+from rft.graders.template import field_problems, is_of_answer, parse_template
 
 ITEM = {
     "answer": "Paris",
@@ -169,3 +169,40 @@ def test_sample_variables_that_cannot_be(text, what, remedy):
 
 def test_field_without_problems():
     assert field_problems("{{ item.any }} {{ sample.choices[0] }}", "grader.input") == []
+
+
+@pytest.mark.parametrize(
+    ("text", "details"),
+    [
+        ("{{ sample.output_tools[0].function.name }}", "output_tools: it is cut off"),
+        ("{{ sample.output_tools }}", "output_tools: it is cut off"),
+        ("{{ item.answer }} {{ sample.output_json }}", "output_json: not valid JSON"),
+    ],
+)
+def test_what_could_not_be_read_of_a_sample_is_its_own_fault(text, details):
+    errors = {"output_tools": "it is cut off", "output_json": "not valid JSON"}
+    with pytest.raises(GradingFault) as raised:
+        parse_template(text, "x").render(SAMPLE | {"parse_errors": errors}, ITEM)
+    assert (raised.value.flag, raised.value.details) == ("sample_parse_error", details)
+    assert raised.value.of_sample and is_of_answer(raised.value.flag, raised.value.details)
+
+
+def test_a_template_that_reads_something_else_is_filled_in():
+    sample = SAMPLE | {"parse_errors": {"output_tools": "it is cut off"}}
+    assert (
+        parse_template("{{ sample.output_text }}", "x").render(sample, ITEM)
+        == (SAMPLE["output_text"])
+    )
+
+
+@pytest.mark.parametrize(
+    ("flag", "details", "expected"),
+    [
+        ("sample_parse_error", "", True),
+        ("invalid_variable_error", "{{ sample.output_tools[0] }}: …", True),
+        ("invalid_variable_error", "{{ item.answer }}: …", False),
+        ("other_error", "{{ sample.output_tools[0] }}: …", False),
+    ],
+)
+def test_errors_that_say_what_an_answer_is_not(flag, details, expected):
+    assert is_of_answer(flag, details) == expected

@@ -1,21 +1,25 @@
 """Prompts become groups in their own order, however completions and grades come in; grading hides
 behind sampling."""
 
+import json
 import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
 
 import pytest
+from pydantic import TypeAdapter
 
-from rft.graders import Grader
-from rft.graders.sample import text_sample
+from rft.graders import Grader, GraderDocument, GradingSettings, open_grader
+from rft.graders.sample import make_sample
+from rft.models import encode_prompts
 from rft.rollout.collect import Collector, Draw, RolloutPlan
 from rft.rollout.native import NativeSampler
 from rft.rollout.randomness import Purpose
 from rft.rollout.sampler import Sampled, Sampler, SampleRequest, SamplingSettings
 from rft.rollout.transcribe import Transcriber
-from rft.types import Completion, Example, FinishReason, Grade, Item, Prompt, Sample
+from rft.training.metrics import errors_by_part, grading_failures
+from rft.types import Completion, Example, FinishReason, Grade, Item, Prompt, Sample, Tool
 from tests.tiny import tiny_policy, tiny_tokenizer
 
 PLAN = RolloutPlan(3, 11, Purpose.EVALUATE, 5, SamplingSettings(1.0, 1.0, 16))
@@ -156,12 +160,97 @@ def test_the_same_answer_to_the_same_item_is_graded_once_in_a_run() -> None:
 def test_grades_made_afresh_count_against_the_same_limit() -> None:
     grader = Counting(0.02)
     collector = Collector(LastFirst(), grader, concurrency=2)
-    pair = (text_sample("canary"), {"answer": "row 0"})
+    pair = (make_sample("canary"), {"answer": "row 0"})
     with collector.grading_afresh([pair] * 4) as pending:
         collector.collect([make_draw(0, 0)], PLAN)
     assert [grade.result().latency for grade in pending] == [0.05] * 4
     assert len(grader.seen) == 7
     assert grader.most_at_once == 2
+
+
+class Calling(LastFirst):
+    """Answers with a call, with one that is cut off, and with words that stand for a special token's."""
+
+    ANSWERS = (
+        Completion(
+            (1,), (-1.0,), "stop", "", '<tool_call>{"name": "f", "arguments": {}}</tool_call>'
+        ),
+        Completion((1,), (-1.0,), "length", "", '<tool_call>{"name": "f", "arg'),
+        Completion((1,), (-1.0,), "stop", "", "g{}", marked_text="[TOOL_CALLS]g[ARGS]{}"),
+    )
+
+    def sample(
+        self, requests: Sequence[SampleRequest], settings: SamplingSettings
+    ) -> Iterator[Sampled]:
+        for sampled in super().sample(requests, settings):
+            yield Sampled(sampled.request, sampled.sample, self.ANSWERS[sampled.sample])
+
+
+TOOL: Tool = {"type": "function", "function": {"name": "f"}}
+NAMES = (
+    "def grade(sample, item):\n"
+    "    return sum(ord(call['function']['name']) for call in sample['output_tools'])\n"
+)
+MULTI = {
+    "type": "multi",
+    "name": "both",
+    "graders": {
+        "name": {
+            "type": "string_check",
+            "name": "name",
+            "input": "{{ sample.output_tools[0].function.name }}",
+            "reference": "f",
+            "operation": "eq",
+        },
+        "code": {"type": "python", "name": "code", "source": NAMES},
+    },
+    "calculate_output": "name + code",
+}
+
+
+@pytest.mark.parametrize("num_times", [1, 2])
+def test_graders_see_calls_and_what_cannot_be_read_is_told_once(num_times: int) -> None:
+    """From the cache too, whose grades know nothing of it."""
+    example = Example(0, (), {"answer": ""}, (TOOL,))
+    draw = Draw(0, Prompt(example, "", (0, 1)))
+    document = TypeAdapter(GraderDocument).validate_python(MULTI)
+    with open_grader(document, GradingSettings(sandbox="unsafe-local")) as grader:
+        collector = Collector(Calling(), grader, concurrency=1)
+        for _ in range(num_times):
+            (group,) = collector.collect([draw], PLAN)
+    grades = [rollout.grade for rollout in group.rollouts]
+    assert [grade.reward for grade in grades] == [1 + ord("f"), 0.0, ord("g")]
+    assert [list(grade.errors) for grade in grades] == [[], ["sample_parse_error"], []]
+    assert (
+        grades[1].sub_grades["name"].errors["sample_parse_error"]
+        in (grades[1].errors["sample_parse_error"])
+    )
+    assert list(errors_by_part(grades[1])) == ["name"]
+
+
+@pytest.mark.parametrize("has_tools", [True, False])
+def test_what_no_grader_reads_is_told_all_the_same_and_earns_what_it_earns(has_tools: bool) -> None:
+    example = Example(0, (), {"answer": "x"}, (TOOL,) if has_tools else ())
+    collector = Collector(Calling(), Counting(), concurrency=1)
+    (group,) = collector.collect([Draw(0, Prompt(example, "", (0, 1)))], PLAN)
+    errors = [dict(rollout.grade.errors) for rollout in group.rollouts]
+    assert [rollout.grade.reward for rollout in group.rollouts] == [1.0] * 3
+    assert errors[0] == errors[2] == {}
+    assert list(errors[1]) == (["sample_parse_error"] if has_tools else [])
+    if has_tools:
+        assert errors[1]["sample_parse_error"].startswith(
+            "output_tools: tool call 1: not valid JSON"
+        )
+
+
+@pytest.mark.parametrize("wants_json", [True, False])
+def test_json_is_read_where_the_job_wants_it(wants_json: bool) -> None:
+    grader = Counting()
+    collector = Collector(LastFirst(), grader, concurrency=1, wants_json=wants_json)
+    (group,) = collector.collect([make_draw(0, 7)], PLAN)
+    read = [sample.get("output_json") for sample, _ in grader.seen]
+    assert sorted(map(str, read)) == (["7.0", "7.1", "7.2"] if wants_json else ["None"] * 3)
+    assert [rollout.grade.errors for rollout in group.rollouts] == [{}] * 3
 
 
 GRADE_SECONDS = 0.05
@@ -261,3 +350,54 @@ def test_an_interrupt_while_waiting_drops_the_grades_that_wait() -> None:
         signal.signal(signal.SIGUSR1, before)
     time.sleep(0.2)
     assert len(grader.seen) <= 2
+
+
+def test_rows_with_tools_from_the_prompt_to_the_reward() -> None:
+    """A random model's answers, their first half forced to be a call: what it is asked, writes and earns."""
+    tokenizer = tiny_tokenizer()
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+    messages = ({"role": "user", "content": "call f"},)
+    (prompt,) = encode_prompts(
+        tokenizer,
+        [Example(0, messages, {"answer": "f"}, (tool,))],
+        chat_template_kwargs={},
+        max_prompt_tokens=1000,
+        source_name="train.jsonl",
+    )
+    assert json.dumps(tool) in prompt.text and "<tool_call>" in prompt.text
+    model = NativeSampler(tiny_policy(max_position_embeddings=2048), Transcriber(tokenizer, [2]), 2)
+    document = TypeAdapter(GraderDocument).validate_python(MULTI)
+    plan = RolloutPlan(3, 1, Purpose.TRAIN, 1, SamplingSettings(1.0, 1.0, 12))
+    with open_grader(document, GradingSettings(sandbox="unsafe-local")) as grader:
+        (wild,) = Collector(model, grader, concurrency=2).collect([Draw(0, prompt)], plan)
+        forced = Collector(Forced(model), grader, concurrency=2)
+        (group,) = forced.collect([Draw(0, prompt)], plan)
+    assert [rollout.grade.reward for rollout in wild.rollouts] == [0.0] * 3
+    flags = [set(rollout.grade.errors) for rollout in wild.rollouts]
+    assert flags == [{"invalid_variable_error"}] * 3
+    assert grading_failures([wild]) == []
+    assert [rollout.grade.reward for rollout in group.rollouts] == [1.0 + ord("f")] * 3
+
+
+class Forced(Sampler):
+    """Puts a call before what another sampler samples, as the transcriber hands it on."""
+
+    is_exact, facts = True, {}
+
+    def __init__(self, sampler: NativeSampler):
+        self._sampler = sampler
+        self._transcriber = Transcriber(tiny_tokenizer(), [2])
+
+    def refresh(self) -> None:
+        self._sampler.refresh()
+
+    def sample(
+        self, requests: Sequence[SampleRequest], settings: SamplingSettings
+    ) -> Iterator[Sampled]:
+        call = '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call> '
+        head = tiny_tokenizer().encode(call, add_special_tokens=False)
+        for sampled in self._sampler.sample(requests, settings):
+            ids = [*head, *sampled.completion.token_ids]
+            prompt_ids = requests[sampled.request].prompt_ids
+            made = self._transcriber.completion(ids, [0.0] * len(ids), "stop", prompt_ids, settings)
+            yield Sampled(sampled.request, sampled.sample, made)

@@ -109,3 +109,21 @@ def test_allowed_tokens_are_handed_on() -> None:
     bits = np.array([[128, 1]], np.uint8)
     found = TRANSCRIBER.completion([5], [-1.0], "length", [3], limits(), bits)
     assert found.allowed_tokens is bits and found.is_truncated
+
+
+@pytest.mark.parametrize(
+    ("token_ids", "stop", "output_text", "marked_text"),
+    [
+        (ids("ab"), (), "ab", None),
+        ([*ids("ab"), END], (), "ab", None),
+        ([1, *ids("ab"), 1, END], (), "ab", "<|im_start|>ab<|im_start|>"),
+        ([*ids("<think>x</think>"), 1, *ids("ab")], (), "ab", "<|im_start|>ab"),
+        ([*ids("so <think>x</think>"), 1, *ids("ab")], (), "so ab", "so <|im_start|>ab"),
+        ([1, *ids("ab;c"), 1], (";",), "ab", "<|im_start|>ab"),
+    ],
+)
+def test_the_answer_is_there_with_its_special_tokens_where_it_has_any(
+    token_ids: list[int], stop: tuple[str, ...], output_text: str, marked_text: str | None
+) -> None:
+    found = transcribe(token_ids, *stop)
+    assert (found.output_text, found.marked_text) == (output_text, marked_text)

@@ -308,10 +308,15 @@ def test_what_counts_as_a_grading_failure() -> None:
         make_grade(0.0, {"other_error": "x"}),
         make_grade(None),
         make_grade(1.0, part=make_grade(None, {"python_grader_server_error": "x"})),
+        make_grade(None, {"sample_parse_error": "excluded by on_exception"}),
+        make_grade(0.0, {"invalid_variable_error": "{{ sample.output_tools[0] }}: …"}),
+        make_grade(None, {"invalid_variable_error": "{{ item.answer }}: …"}),
+        make_grade(0.0, {"sample_parse_error": "x", "other_error": "y"}),
+        multi_grade(0.0, 0.0, 1.0, invalid_variable_error="{{ sample.output_tools[0] }}: …"),
     ]
     group = make_group(*grades)
     failed = grading_failures([group])
-    assert [sample for _, sample in failed] == [2, 3, 4]
+    assert [sample for _, sample in failed] == [2, 3, 4, 7, 8]
     assert all(found is group for found, _ in failed)
 
 

@@ -148,12 +148,29 @@ def test_grading_errors_are_notable_from_a_tenth_on(
 
 
 def test_each_kind_of_grading_error_is_said() -> None:
-    grades = [make_grade(None, {"other_error": ""}), make_grade(1.0, {"sample_parse_error": "x"})]
+    grades = [make_grade(None, {"other_error": ""}), make_grade(1.0, {"a_error": "x"})]
     texts = warn(new_watch(), make_group(*grades, 0.0))
     assert [text.split(" failed with ")[1] for text in texts] == [
+        "a_error, for example: x",
         "other_error, for example: no details",
-        "sample_parse_error, for example: x",
     ]
+
+
+@pytest.mark.parametrize(
+    ("num_unread", "num_grades", "is_said"), [(1, 2, False), (2, 3, True), (3, 3, True)]
+)
+def test_answers_that_cannot_be_read_are_told_when_they_are_most(
+    num_unread: int, num_grades: int, is_said: bool
+) -> None:
+    unread = make_grade(0.0, {"sample_parse_error": "output_tools: tool call 1: it is cut off"})
+    grades = [unread] * num_unread + [make_grade(1.0)] * (num_grades - num_unread)
+    texts = [text for text in warn(new_watch(), make_group(*grades)) if "be read" in text]
+    assert len(texts) == is_said
+    if is_said:
+        assert texts[0].startswith(
+            f"{num_unread} of {num_grades} completions of step 1 could not be read as the job asks, "
+            "for example: output_tools: tool call 1: it is cut off. Some are normal"
+        )
 
 
 def test_an_error_in_a_part_of_a_grader_is_seen() -> None:

@@ -1,6 +1,7 @@
 """The numbers of the watch against reward hacking, in literal cases."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -142,6 +143,18 @@ def test_a_canary_s_first_error_in_a_line() -> None:
         "echo": "other_error: judge",
         "reference": "other_error: judge",
     }
+
+
+def test_that_a_canary_is_no_call_and_no_json_is_no_error_to_tell() -> None:
+    unread = make_grade(0.0, {"sample_parse_error": "output_json: not valid JSON"})
+    missing = {"invalid_variable_error": "{{ sample.output_tools[0] }}: …"}
+    whole = make_grade(0.0, {"invalid_variable_error": "p: {{ sample.output_tools[0] }}: …"})
+    whole = replace(whole, sub_grades={"p": make_grade(0.0, missing)})
+    of_row = make_grade(None, {"invalid_variable_error": "{{ item.x }}: …"})
+    grades = {"empty": unread, "punctuation": whole, "echo": of_row}
+    canaries = [CanaryGrade(0, kind, grade) for kind, grade in grades.items()]  # type: ignore[arg-type]
+    assert canary_errors(canaries) == {"echo": "invalid_variable_error: {{ item.x }}: …"}
+    assert canary_metrics(canaries)["canary/empty_reward_mean"] is None
 
 
 def test_an_ungraded_or_failing_canary_is_null_never_zero() -> None:
