@@ -72,6 +72,8 @@ class Completion:
     marked_text: str | None = None
     """`output_text` with its special tokens kept, which some families mark tool calls with; None where
     it has none."""
+    ends_in_thinking: bool = False
+    """Whether the thinking block was never closed, so that there is no answer."""
     allowed_tokens: NDArray[np.uint8] | None = None
     """(num_tokens, ceil(V / 8)) bits, `numpy.packbits` order: the tokens token t was drawn from, when
     top_p or a grammar left some out; None when all were open."""

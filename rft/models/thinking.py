@@ -54,6 +54,15 @@ def find_thinking(
     return num_through - num_before, before + after if before.strip() else after.lstrip()
 
 
+def ends_in_thinking(
+    token_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, prompt_ids: Sequence[int] = ()
+) -> bool:
+    """Whether the first thinking block is still open at the end."""
+    whole = tokenizer.decode(list(token_ids), skip_special_tokens=False)
+    block = find_block(whole, opened_by(prompt_ids, tokenizer))
+    return block is not None and not whole[: block[1]].endswith(tuple(MARKERS.values()))
+
+
 def find_block(text: str, opened: str | None) -> tuple[int, int] | None:
     """Where the first block starts and ends, in characters, markers included.
 

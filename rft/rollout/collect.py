@@ -1,19 +1,25 @@
 """Prompts → groups: sample, grade each completion as it finishes, put the rollouts of a prompt together."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 from rft.failpoints import reach
 from rft.graders import Grader
 from rft.graders.cache import GradeCache, PendingGrade
 from rft.graders.sample import make_sample, parse_error_details
+from rft.rollout.judge import LocalJudge
 from rft.rollout.memory import sample_within_memory
 from rft.rollout.randomness import Purpose
 from rft.rollout.sampler import Sampler, SampleRequest, SamplingSettings
 from rft.types import Completion, Example, Grade, Group, Item, Prompt, Rollout, Sample
+
+PATIENCE_SECONDS = 0.05
+"""How long a judge waits for a question before it is looked whether any can still come."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,18 +41,44 @@ class RolloutPlan:
     sampling: SamplingSettings
 
 
+class GradingPool(ThreadPoolExecutor):
+    """Threads that know how much of what they were given is not done yet."""
+
+    def __init__(self, num_threads: int, thread_name_prefix: str):
+        super().__init__(num_threads, thread_name_prefix)
+        self._open: set[Future[Any]] = set()
+
+    @property
+    def num_open(self) -> int:
+        return len(self._open)
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future = super().submit(fn, *args, **kwargs)
+        self._open.add(future)
+        future.add_done_callback(self._open.discard)
+        return future
+
+
 class Collector:
     """Samples and grades; grading runs in threads while others decode, each sample once."""
 
     def __init__(
-        self, sampler: Sampler, grader: Grader, concurrency: int, *, wants_json: bool = False
+        self,
+        sampler: Sampler,
+        grader: Grader,
+        concurrency: int,
+        *,
+        wants_json: bool = False,
+        judges: Sequence[LocalJudge] = (),
     ):
+        """`judges`: those that the grader asks and that answer on the device of the sampler, when that is free."""
         self._sampler = sampler
+        self._judges = judges
         self._grader = grader
         self._grades = GradeCache(grader)
         self._concurrency = concurrency
         self._wants_json = wants_json
-        self._open_pool: ThreadPoolExecutor | None = None
+        self._open_pool: GradingPool | None = None
         self.seconds_waited: float = 0.0
         """Spent so far on grades that came after the last completion: what sampling did not hide."""
         self.num_collected: int = 0
@@ -78,7 +110,7 @@ class Collector:
                 self.num_collected += 1
                 reach("rollout.sampled")
                 pending[place] = self._grades.submit(sample, example.item, pool)
-            grades = self._await(pending)
+            grades = self._await(pending, pool)
         reach("rollout.graded")
         return [
             Group(
@@ -105,29 +137,42 @@ class Collector:
         )
 
     @contextmanager
-    def grading_afresh(self, pairs: Sequence[tuple[Sample, Item]]) -> Iterator[list[Future[Grade]]]:
+    def grading_afresh(self, pairs: Sequence[tuple[Sample, Item]]) -> Iterator[list[PendingGrade]]:
         """Each pair's grade by a new call of the grader, made while the body of the `with` runs."""
         with self._pool() as pool:
-            yield [pool.submit(self._grader.grade, sample, item) for sample, item in pairs]
+            grades = [pool.submit(self._grader.grade, sample, item) for sample, item in pairs]
+            yield [partial(self._served, pool, grade.result) for grade in grades]
+
+    def _served(self, pool: GradingPool, grade: PendingGrade) -> Grade:
+        """The grade; whatever waits for a judge is answered first."""
+        while self._judges and pool.num_open:
+            for judge in self._judges:
+                judge.serve(PATIENCE_SECONDS)
+        return grade()
 
     @contextmanager
-    def _pool(self) -> Iterator[ThreadPoolExecutor]:
+    def _pool(self) -> Iterator[GradingPool]:
         """As many threads as grades may be computed side by side, whoever asks for them."""
         if self._open_pool is not None:
             yield self._open_pool
             return
-        with cancelling_pool(self._concurrency) as pool:
+        with ExitStack() as stack:
+            pool = stack.enter_context(cancelling_pool(self._concurrency))
+            for judge in self._judges:
+                stack.enter_context(judge.in_session())
             self._open_pool = pool
             try:
                 yield pool
             finally:
                 self._open_pool = None
 
-    def _await(self, pending: dict[tuple[int, int], PendingGrade]) -> dict[tuple[int, int], Grade]:
+    def _await(
+        self, pending: Mapping[tuple[int, int], PendingGrade], pool: GradingPool
+    ) -> dict[tuple[int, int], Grade]:
         began = time.monotonic()
         grades: dict[tuple[int, int], Grade] = {}
         for place, grade in pending.items():
-            grades[place] = grade()
+            grades[place] = self._served(pool, grade)
             self.num_collected += 1
         self.seconds_waited += time.monotonic() - began
         return grades
@@ -141,9 +186,9 @@ def with_parse_error(grade: Grade, details: str) -> Grade:
 
 
 @contextmanager
-def cancelling_pool(num_threads: int) -> Iterator[ThreadPoolExecutor]:
+def cancelling_pool(num_threads: int) -> Iterator[GradingPool]:
     """Threads whose waiting work is dropped when the caller is interrupted."""
-    pool = ThreadPoolExecutor(num_threads, thread_name_prefix="grade")
+    pool = GradingPool(num_threads, thread_name_prefix="grade")
     try:
         yield pool
     except BaseException:

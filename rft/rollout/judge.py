@@ -5,9 +5,9 @@ import json
 import queue
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 from rft.errors import ModelError
@@ -20,6 +20,7 @@ from rft.rollout.sampler import Sampled, Sampler, SampleRequest, SamplingSetting
 from rft.types import Example
 
 DEFAULT_MAX_TOKENS = 256
+INTERRUPTED = "the judge was interrupted"
 SETTLING_SECONDS = 0.01
 """Questions that follow one another within it are answered together."""
 
@@ -57,19 +58,31 @@ class LocalJudge:
         self._answering = answering
         self._owner = threading.get_ident()
         self._lock = threading.Lock()
-        self._is_closed = False
+        self._is_in_session = False
         self._asked: queue.SimpleQueue[_Question] = queue.SimpleQueue()
 
     def answer(self, request: JudgeRequest) -> JudgeReply:
         """The reply, once the owner has served it; raises GradingFault."""
         question = self._question(request)
+        is_owner = threading.get_ident() == self._owner
         with self._lock:
-            if self._is_closed:
-                raise _fault("the judge was closed")
+            if not (self._is_in_session or is_owner):
+                raise _fault(INTERRUPTED)
             self._asked.put(question)
-        if threading.get_ident() == self._owner:
+        if is_owner:
             self.serve(0)
         return question.reply.result()
+
+    @contextmanager
+    def in_session(self) -> Iterator[None]:
+        """While the body of the `with` runs, other threads may ask; whoever still waits at its end is told that
+        nobody answers."""
+        with self._lock:
+            self._is_in_session = True
+        try:
+            yield
+        finally:
+            self.close()
 
     def serve(self, patience: float) -> bool:
         """Answer what is asked, waiting for it up to `patience` seconds; False when nothing was."""
@@ -86,22 +99,16 @@ class LocalJudge:
         try:
             self._reply(questions)
         except BaseException:
-            give_up(questions, "the judge was interrupted")
+            give_up(questions, INTERRUPTED)
             raise
         return bool(questions)
 
-    def drop(self) -> None:
-        """Whoever waits is told that nobody answers any more, as when a step is given up."""
-        while True:
-            try:
-                give_up([self._asked.get_nowait()], "the judge was interrupted")
-            except queue.Empty:
-                return
-
     def close(self) -> None:
+        """Nobody is answered any more but the owner."""
         with self._lock:
-            self._is_closed = True
-        self.drop()
+            self._is_in_session = False
+            while not self._asked.empty():
+                give_up([self._asked.get_nowait()], INTERRUPTED)
 
     def _question(self, request: JudgeRequest) -> _Question:
         example = Example(0, request.messages, {})

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from rft.models import find_thinking
+from rft.models.thinking import ends_in_thinking, find_thinking
 from rft.rollout.sampler import SamplingSettings
 from rft.types import Completion, FinishReason
 
@@ -54,6 +54,8 @@ class Transcriber:
             output_text=output_text if cut is None else output_text[:cut],
             marked_text=self._marked_text(answer_ids, prompt_ids, settings),
             num_reasoning_tokens=num_reasoning_tokens,
+            ends_in_thinking=num_reasoning_tokens > 0
+            and ends_in_thinking(answer_ids, self.tokenizer, prompt_ids),
             allowed_tokens=allowed_tokens,
         )
 

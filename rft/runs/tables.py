@@ -28,6 +28,7 @@ _COMPLETION = [
     ("completion", pa.string()),
     ("output_text", pa.string()),
     ("finish_reason", pa.string()),
+    ("ends_in_thinking", pa.bool_()),
     ("num_tokens", pa.int64()),
     ("reward", pa.float64()),
     ("sub_rewards", pa.string()),

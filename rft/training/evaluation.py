@@ -153,7 +153,7 @@ def grading_canaries(
     with collector.grading_afresh(pairs) as pending:
         yield graded
         graded += [
-            CanaryGrade(row, canary.kind, grade.result())
+            CanaryGrade(row, canary.kind, grade())
             for (row, canary), grade in zip(asked, pending, strict=True)
         ]
 

@@ -38,6 +38,7 @@ def step_metrics(record: StepRecord) -> dict[str, Any]:
         "rollout/skipped_groups": sum(len(group.graded) < 2 for group in groups),
         "rollout/resampled_groups": len(record.replaced),
         "rollout/truncated_fraction": mean([float(c.is_truncated) for c in completions]),
+        "rollout/unanswered_fraction": mean([float(c.ends_in_thinking) for c in completions]),
         "rollout/distinct_fraction": mean([distinct_fraction(group) for group in groups]),
         **_update_metrics(record),
         **{f"timing/{name}": seconds for name, seconds in record.seconds.items()},
@@ -65,6 +66,7 @@ def evaluation_metrics(evaluation: Evaluation, pass_threshold: float) -> dict[st
         "valid_completion_tokens_mean": _mean_of(completions, _num_tokens),
         "valid_reasoning_tokens_mean": _mean_of(completions, _num_reasoning_tokens),
         "valid_truncated_fraction": mean([float(c.is_truncated) for c in completions]),
+        "valid_unanswered_fraction": mean([float(c.ends_in_thinking) for c in completions]),
         **_error_metrics("valid", rollouts),
         "timing/evaluation": evaluation.seconds,
         "timing/evaluation_tokens_per_second": _per_second(
@@ -338,6 +340,7 @@ def _row(group: Group, sample: int) -> dict[str, Any]:
         "completion": completion.text,
         "output_text": completion.output_text,
         "finish_reason": completion.finish_reason,
+        "ends_in_thinking": completion.ends_in_thinking,
         "num_tokens": len(completion.token_ids),
         "reward": grade.reward,
         "sub_rewards": grade.sub_rewards,

@@ -163,7 +163,7 @@ def test_grades_made_afresh_count_against_the_same_limit() -> None:
     pair = (make_sample("canary"), {"answer": "row 0"})
     with collector.grading_afresh([pair] * 4) as pending:
         collector.collect([make_draw(0, 0)], PLAN)
-    assert [grade.result().latency for grade in pending] == [0.05] * 4
+    assert [grade().latency for grade in pending] == [0.05] * 4
     assert len(grader.seen) == 7
     assert grader.most_at_once == 2
 
