@@ -10,6 +10,10 @@ Flag = Literal[
     "endpoint_grader_server_error",
     "endpoint_grader_internal_error",
     "endpoint_grader_safety_check_error",
+    "model_grader_server_error",
+    "model_grader_refusal_error",
+    "model_grader_parse_error",
+    "model_grader_exceeded_max_tokens_error",
     "other_error",
 ]
 """The product's error flags that these graders raise."""

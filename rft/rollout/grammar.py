@@ -21,6 +21,9 @@ from rft.models.thinking import MARKERS, closed_by, opened_by
 REVERSED_BITS = np.array([int(f"{byte:08b}"[::-1], 2) for byte in range(256)], np.uint8)
 """llguidance counts the bits of a byte from the lowest, `numpy.packbits` from the highest."""
 
+OPTIONS = {"whitespace_pattern": WHITESPACE, "json_allowed_escapes": 'nrbtf\\"'}
+"""Of the JSON: one blank at most, and no \\u escapes, which could write half a character."""
+
 
 class Grammars:
     """What JSON schemas allow under one tokenizer; each is compiled once."""
@@ -90,7 +93,7 @@ class Grammars:
 
     def _grammar(self, schema: str, prompt_ids: Sequence[int]) -> str:
         """In llguidance's Lark."""
-        spaced = {**json.loads(schema), "x-guidance": {"whitespace_pattern": WHITESPACE}}
+        spaced = {**json.loads(schema), "x-guidance": OPTIONS}
         rules = [f"answer: %json {json.dumps(spaced)}", "BLANK: /[ \\n]{1,4}/", "TEXT: /(?s:.*)/"]
         opened = opened_by(prompt_ids, self._tokenizer)
         if opened is not None:
