@@ -433,11 +433,11 @@ MISTAKES = [
         train=rows("") + b'{"a": "\xe9"}',
     ),
     Mistake(
-        "tools in a row",
-        NotYetError,
-        "`tools` in a row are not built yet",
+        "a tool without a name",
+        DataError,
+        "`tools[0]` has no name",
         "train.jsonl:11",
-        "remove them",
+        "a name is 1 to 64 of a-z, A-Z, 0-9, _ and -",
         train=rows(ROW[:-1] + ', "tools": [{"type": "function"}]}'),
     ),
 ]

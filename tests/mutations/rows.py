@@ -43,6 +43,13 @@ RICH_ROWS: tuple[Any, ...] = (
             {"role": "tool", "tool_call_id": "c1", "content": "42"},
             {"role": "user", "content": "So?"},
         ],
+        "tools": [
+            {
+                "type": "function",
+                "function": {"name": "times", "description": "a b", "parameters": {"type": "object"}},
+            },
+            {"type": "function", "name": "plus", "strict": True},
+        ],
         "answer": "42",
         "tags": ["a", "b"],
     },
