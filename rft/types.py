@@ -101,6 +101,8 @@ class Grade:
     """Seconds of wall-clock time spent grading; 0 only where an earlier grade was used again."""
     usage: Mapping[str, int] = field(default_factory=dict)
     """Tokens spent by model graders: prompt_tokens, completion_tokens, cached_tokens."""
+    model: str = ""
+    """The model that judged, by the name it goes by; empty for other graders."""
 
     @property
     def sub_rewards(self) -> dict[str, float | None]:

@@ -32,7 +32,12 @@ SCHEMAS: dict[str, Schema] = {
     "enum of kinds": {"enum": ["a", 1, None, True, "ü", [1, 2], {"k": "v"}]},
     "arrays": an_object(
         tags={"type": "array", "items": TEXT, "minItems": 1, "maxItems": 3},
-        pair={"type": "array", "prefixItems": [TEXT, {"type": "integer"}], "items": False, "minItems": 2},
+        pair={
+            "type": "array",
+            "prefixItems": [TEXT, {"type": "integer"}],
+            "items": False,
+            "minItems": 2,
+        },
     ),
     "optional": {
         "type": "object",
@@ -47,7 +52,7 @@ SCHEMAS: dict[str, Schema] = {
     ),
     "any number": an_object(x={"type": "number"}, n={"type": "integer"}),
     "unicode": an_object(
-        **{"größe": {"enum": ["klein", "groß", "赤", "🙂"]}, "名前": {"type": "string", "maxLength": 12}}
+        größe={"enum": ["klein", "groß", "赤", "🙂"]}, 名前={"type": "string", "maxLength": 12}
     ),
     "recursion": TREE,
     "patterns": an_object(
@@ -83,12 +88,19 @@ SCHEMAS: dict[str, Schema] = {
     },
     "references": {
         "type": "object",
-        "properties": {"from": {"$ref": "#/definitions/place"}, "to": {"$ref": "#/definitions/place"}},
+        "properties": {
+            "from": {"$ref": "#/definitions/place"},
+            "to": {"$ref": "#/definitions/place"},
+        },
         "required": ["from", "to"],
         "additionalProperties": False,
         "definitions": {"place": an_object(x={"type": "integer"}, y={"type": "integer"})},
     },
-    "no object": {"type": "array", "items": {"type": ["string", "null"], "maxLength": 8}, "maxItems": 4},
+    "no object": {
+        "type": "array",
+        "items": {"type": ["string", "null"], "maxLength": 8},
+        "maxItems": 4,
+    },
     "any object": {"type": "object"},
 }
 """By what is hard about them."""

@@ -2,7 +2,9 @@
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -50,13 +52,19 @@ def grade(
     Example:
       rft grade job.yaml --item item.json --sample "Paris"
     """
-    from rft.graders import open_grader, passes
+    from rft.graders import local_judges, open_grader, passes
     from rft.job import load_job
 
     job = load_job(job_file, overrides or ())
     row = read_item(item)
-    with open_grader(job.grader, job.grading_settings) as grader:
-        graded = grader.grade(sample_of(sample, tools_of(row, item)), row)
+    settings = job.grading_settings
+    if local_judges(job.grader):
+        from rft.training.judges import judges_alone
+
+        settings = replace(settings, local_judges=judges_alone(job))
+    made = sample_of(sample, tools_of(row, item), job.completion_schema is not None)
+    with open_grader(job.grader, settings) as grader:
+        graded = grader.grade(made, row)
     passed = passes(job.grader, graded, job.grading_settings)
     document = product_reply(graded, passed)
     return Reply(document, grade_lines(graded, passed), as_json)
@@ -106,12 +114,12 @@ def tools_of(row: Mapping[str, Any], path: Path | None) -> Sequence[Tool]:
         raise DataError(error.problem("stdin" if str(path) == "-" else str(path))) from None
 
 
-def sample_of(text: str, tools: Sequence[Tool] = ()) -> Sample:
-    """A completion as graders see it; a text that is JSON has `output_json` too."""
+def sample_of(text: str, tools: Sequence[Tool] = (), wants_json: bool = False) -> Sample:
+    """A completion as graders see it; a text that is JSON has `output_json` too, whatever the job asks for."""
     from rft.graders.sample import make_sample
 
     sample = make_sample(text, tools=tools, wants_json=True)
-    return sample if "output_json" in sample else make_sample(text, tools=tools)
+    return sample if wants_json or "output_json" in sample else make_sample(text, tools=tools)
 
 
 def product_reply(grade: Grade, passed: Mapping[str, bool]) -> dict[str, Any]:
@@ -126,10 +134,22 @@ def product_reply(grade: Grade, passed: Mapping[str, bool]) -> dict[str, Any]:
             "scores": grade.sub_rewards,
             "passed": dict(passed),
             "token_usage": dict(grade.usage) or None,
-            "sampled_model_name": None,
+            "sampled_model_name": grade.model or None,
         },
         "sub_rewards": grade.sub_rewards,
-        "model_grader_token_usage_per_model": {},
+        "model_grader_token_usage_per_model": usage_per_model(grade),
+    }
+
+
+def usage_per_model(grade: Grade) -> dict[str, dict[str, int]]:
+    """Tokens by the model that judged, with their total."""
+    usage: dict[str, Counter[str]] = {}
+    for part in (grade, *grade.sub_grades.values()):
+        if part.model:
+            usage.setdefault(part.model, Counter()).update(part.usage)
+    return {
+        model: {**counts, "total_tokens": counts["prompt_tokens"] + counts["completion_tokens"]}
+        for model, counts in usage.items()
     }
 
 

@@ -13,6 +13,7 @@ from rft.graders import (
     template_problems,
 )
 from rft.job import Job, Reading, read_job
+from rft.job.response_format import schema_warnings
 from rft.types import Example
 
 GRADER = "method.reinforcement.grader"
@@ -62,7 +63,9 @@ def data_faults(
     """The good rows of the named files; and what is wrong with the files, or with templates in them."""
     loaded: list[tuple[Example, ...]] = []
     faults: list[UserError] = []
-    if problems := output_json_problems(job.grader, GRADER, has_json=job.completion_schema is not None):
+    if problems := output_json_problems(
+        job.grader, GRADER, has_json=job.completion_schema is not None
+    ):
         faults.append(JobError(problems))
     for field in fields:
         source: str = getattr(job, field)
@@ -90,7 +93,15 @@ def job_warnings(job: Job, train: Sequence[Example], valid: Sequence[Example]) -
         *grader_warnings(job.grader, [example.item for example in examples]),
         *output_tools_warnings(job.grader, has_tools=has_tools),
         *sandbox_warnings(job),
+        *format_warnings(job),
     ]
+
+
+def format_warnings(job: Job) -> list[str]:
+    """The keywords of the job's schema that restrict nothing."""
+    response_format = job.method.reinforcement.response_format
+    settings = response_format.json_schema if response_format else None
+    return schema_warnings(settings.schema_) if settings else []
 
 
 def sandbox_warnings(job: Job) -> list[str]:

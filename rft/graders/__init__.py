@@ -2,15 +2,18 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field
 
 from rft.errors import Problem
 from rft.graders.endpoint import Endpoint
 from rft.graders.grader import Grader, GradingSettings
+from rft.graders.label_model import LabelModel
+from rft.graders.model_grader import LOCAL, ModelGrader
 from rft.graders.multi import Multi
 from rft.graders.python import Python
+from rft.graders.score_model import ScoreModel
 from rft.graders.string_check import StringCheck
 from rft.graders.template import MissingVariable, Template, Variable
 from rft.graders.text_similarity import TextSimilarity
@@ -30,7 +33,7 @@ __all__ = [
     "best_tier",
     "grader_parts",
     "grader_warnings",
-    "not_yet",
+    "local_judges",
     "open_grader",
     "output_json_problems",
     "output_tools_warnings",
@@ -40,12 +43,12 @@ __all__ = [
 ]
 
 GraderDocument = Annotated[
-    StringCheck | TextSimilarity | Python | Endpoint | Multi, Field(discriminator="type")
+    StringCheck | TextSimilarity | Python | Endpoint | ScoreModel | LabelModel | Multi,
+    Field(discriminator="type"),
 ]
 """A grader as the job document has it."""
 
 MAX_ROWS_TOLD = 3
-LATER_TYPES = ("score_model", "label_model")
 
 
 def open_grader(document: GraderDocument, settings: GradingSettings = GradingSettings()) -> Grader:
@@ -65,6 +68,9 @@ def problems_of(
     Those that depend on how graders run are told where `settings` are given.
     """
     problems = document.problems(where)
+    if isinstance(document, LabelModel):
+        what = "a label_model stands only in a multi, whose formula makes its label a reward"
+        problems.append(Problem(what, f"{where}.type", "make it a part of a multi"))
     return problems if settings is None else problems + document.settings_problems(where, settings)
 
 
@@ -88,6 +94,12 @@ def is_null(variable: Variable, item: Item) -> bool:
         return variable.resolve(item) is None
     except MissingVariable:
         return False
+
+
+def local_judges(document: GraderDocument) -> list[str]:
+    """The models that graders ask in this process, `local:…`, each once."""
+    models = [part.model for part in document.parts() if isinstance(part, ModelGrader)]
+    return list(dict.fromkeys(model for model in models if model.startswith(LOCAL)))
 
 
 def passes(document: GraderDocument, grade: Grade, settings: GradingSettings) -> dict[str, bool]:
@@ -178,22 +190,3 @@ def missing_variables(
                 variable.resolve(item)
             except MissingVariable as missing:
                 yield field, variable, missing
-
-
-def not_yet(raw: object) -> str | None:
-    """What a raw grader document asks for that is legal but not built yet, in words, or None."""
-    if not isinstance(raw, Mapping):
-        return None
-    parts = raw.get("graders") if raw.get("type") == "multi" else None
-    if not isinstance(parts, Mapping):
-        return part_not_yet(raw)
-    for key, part in parts.items():
-        if isinstance(part, Mapping) and (what := part_not_yet(part)):
-            return f"{what} (graders.{key})"
-    return None
-
-
-def part_not_yet(raw: Mapping[Any, Any]) -> str | None:
-    if raw.get("type") in LATER_TYPES:
-        return f"a grader of type {raw['type']}"
-    return None

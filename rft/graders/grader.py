@@ -2,14 +2,15 @@
 
 import time
 from abc import abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Annotated, Literal, Protocol, Self, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from rft.errors import Problem
 from rft.graders.fault import GradingFault
+from rft.graders.judge import Judge, JudgeSettings
 from rft.graders.template import Template
 from rft.graders.tiers import Tier
 from rft.types import Grade, Item, Sample
@@ -36,7 +37,11 @@ class GradingSettings:
     endpoint_timeout_seconds: float = 600
     """Seconds one call of an endpoint grader may take, retries included."""
     private_hosts: tuple[str, ...] = ()
-    """Hosts that endpoint graders may call although their address is not public."""
+    """Hosts that endpoint graders and judges may call although their address is not public."""
+    judge: JudgeSettings = field(default_factory=JudgeSettings)
+    """Where model graders find their judge, if they do not say."""
+    local_judges: Mapping[str, Judge] = field(default_factory=dict)
+    """The judges of this process, by the `model` that graders name."""
 
 
 PassThreshold = Annotated[float, Field(strict=True)] | None
@@ -54,6 +59,10 @@ class Grader(Protocol):
     def type(self) -> str: ...
 
     def grade(self, sample: Sample, item: Item) -> Grade: ...
+
+    def check(self) -> None:
+        """Try what can be tried without a sample; raises GraderError where the grader cannot work."""
+        return
 
     def close(self) -> None:
         """Frees what the grader holds; it grades nothing afterwards."""
@@ -76,6 +85,11 @@ class Document(BaseModel):
     type: str
     name: str = Field(min_length=1)
     """Names the grader in metrics and errors."""
+
+    @property
+    def minimum(self) -> float:
+        """The least reward, which a fault of the sample earns."""
+        return 0.0
 
     @abstractmethod
     def problems(self, where: str) -> list[Problem]:
@@ -105,18 +119,25 @@ class Document(BaseModel):
 def make_grade(document: Document, settings: GradingSettings, reward: Callable[[], float]) -> Grade:
     """The grade of one sample from a function that returns its reward or raises a fault."""
     started = time.perf_counter()
-    value: float | None = None
-    errors: dict[str, str] = {}
     try:
         value = bounded(reward())
-    except GradingFault as fault:
-        value = reward_of_fault(fault, settings)
-        errors = {fault.flag: fault.details}
     except (
         Exception
     ) as error:  # a grade is data: whatever went wrong, the job goes on and counts it
-        errors = {"other_error": f"{type(error).__name__}: {error}"}
+        return grade_of_error(document, settings, error, time.perf_counter() - started)
     latency = time.perf_counter() - started
+    return Grade(document.name, document.type, value, latency=latency)
+
+
+def grade_of_error(
+    document: Document, settings: GradingSettings, error: Exception, latency: float
+) -> Grade:
+    """The grade of a sample that could not be graded."""
+    if isinstance(error, GradingFault):
+        value = reward_of_fault(error, settings, document.minimum)
+        errors: dict[str, str] = {error.flag: error.details}
+    else:
+        value, errors = None, {"other_error": f"{type(error).__name__}: {error}"}
     return Grade(document.name, document.type, value, errors=errors, latency=latency)
 
 
@@ -128,9 +149,11 @@ def bounded(reward: float) -> float:
     return reward
 
 
-def reward_of_fault(fault: GradingFault, settings: GradingSettings) -> float | None:
+def reward_of_fault(
+    fault: GradingFault, settings: GradingSettings, minimum: float = 0.0
+) -> float | None:
     """The minimum for a fault of the sample, None for any other."""
-    return 0.0 if fault.of_sample and settings.on_exception == "minimum" else None
+    return minimum if fault.of_sample and settings.on_exception == "minimum" else None
 
 
 def shape_by_threshold(reward: float, threshold: float | None, settings: GradingSettings) -> float:

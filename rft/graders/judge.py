@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from rft.graders.fault import GradingFault
 from rft.types import Message
 
 
@@ -38,6 +39,20 @@ class JudgeReply:
     """The model that answered, by the name it goes by."""
 
 
+@dataclass(frozen=True, slots=True)
+class JudgeSettings:
+    """Where judges are, and how they are asked."""
+
+    base_url: str | None = None
+    """None: OpenAI's."""
+    api_key_env: str = "OPENAI_API_KEY"
+    """The environment variable that holds the key."""
+    concurrency: int = 16
+    """Calls of one judge at a time."""
+    timeout_seconds: float = 120
+    """Of one call, retries included."""
+
+
 class Judge(Protocol):
     """A model that graders can ask; safe to call from several threads."""
 
@@ -46,3 +61,17 @@ class Judge(Protocol):
 
     def close(self) -> None:
         """Ends calls in flight; nothing is answered afterwards."""
+
+
+@dataclass(frozen=True, slots=True)
+class AbsentJudge:
+    """Stands where a judge of this process has not been loaded."""
+
+    model: str
+
+    def answer(self, request: JudgeRequest) -> JudgeReply:
+        details = f"the judge {self.model} is not loaded here"
+        raise GradingFault("model_grader_server_error", details, of_sample=False)
+
+    def close(self) -> None:
+        return

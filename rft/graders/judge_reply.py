@@ -7,24 +7,40 @@ from rft.graders.fault import Flag, GradingFault
 from rft.graders.judge import JudgeReply
 from rft.graders.strict_json import NotJson, read_json_at, skip_blanks
 
-STEPS = {
-    "type": "array",
-    "items": {
-        "type": "object",
-        "properties": {"description": {"type": "string"}, "conclusion": {"type": "string"}},
-        "required": ["description", "conclusion"],
-        "additionalProperties": False,
-    },
-}
+STEP_CHARACTERS = 80
+STEP_TOKENS = 96
+"""Room for a step: two texts of STEP_CHARACTERS, and its JSON."""
+RESULT_TOKENS = 32
+"""Room for what is no step."""
 MAX_SHOWN = 200
 
 
-def reply_schema(result: Mapping[str, Any]) -> dict[str, Any]:
-    """`{"steps": [{"description", "conclusion"}], "result": …}`, as the product asks its judges."""
+def reply_schema(result: Mapping[str, Any], max_tokens: int | None = None) -> dict[str, Any]:
+    """`{"steps": [{"description", "conclusion"}], "result": …}`, as the product asks its judges.
+
+    With `max_tokens`, as many and as long steps as are likely to fit within them, beside the result.
+    """
+    return an_object(steps=step_list(max_tokens), result=dict(result))
+
+
+def step_list(max_tokens: int | None) -> dict[str, Any]:
+    if max_tokens is None:
+        text: dict[str, Any] = {"type": "string"}
+        return {"type": "array", "items": an_object(description=text, conclusion=text)}
+    text = {"type": "string", "maxLength": STEP_CHARACTERS}
+    return {
+        "type": "array",
+        "items": an_object(description=text, conclusion=text),
+        "maxItems": max(0, (max_tokens - RESULT_TOKENS) // STEP_TOKENS),
+    }
+
+
+def an_object(**properties: Any) -> dict[str, Any]:
+    """The schema of an object with just these keys."""
     return {
         "type": "object",
-        "properties": {"steps": STEPS, "result": dict(result)},
-        "required": ["steps", "result"],
+        "properties": properties,
+        "required": list(properties),
         "additionalProperties": False,
     }
 

@@ -13,13 +13,18 @@ from rft.graders.endpoint import Endpoint
 from rft.graders.fault import GradingFault
 from rft.graders.formula import FUNCTIONS, Formula, is_name, parse_formula
 from rft.graders.grader import Document, Grader, GradingSettings, bounded, reward_of_fault
+from rft.graders.label_model import LabelModel
 from rft.graders.python import Python
+from rft.graders.score_model import ScoreModel
 from rft.graders.string_check import StringCheck
 from rft.graders.template import Template
 from rft.graders.text_similarity import TextSimilarity
 from rft.types import Grade, Item, Sample
 
-Part = Annotated[StringCheck | TextSimilarity | Python | Endpoint, Field(discriminator="type")]
+Part = Annotated[
+    StringCheck | TextSimilarity | Python | Endpoint | ScoreModel | LabelModel,
+    Field(discriminator="type"),
+]
 MAY_BE_NAMELESS = ("python", "endpoint")
 
 
@@ -151,6 +156,10 @@ class MultiGrader(Grader):
         latency = time.perf_counter() - started
         usage = sum_usage(grades)
         return Grade(self.name, self.type, reward, grades, errors, latency, usage)
+
+    def check(self) -> None:
+        for part in self.parts.values():
+            part.check()
 
     def close(self) -> None:
         # a part that fails to close does not keep the others open

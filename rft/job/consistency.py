@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from rft.graders import local_judges
 from rft.job.document import Job
 from rft.job.places import Fault, KeyPath
 from rft.job.response_format import RESPONSE_FORMAT, unenforceable
@@ -34,7 +35,9 @@ def _of_response_format(job: Job) -> Iterator[Fault]:
         lacks = settings is None
         what = f"response_format of type {response_format.type} {'without' if lacks else 'with'} a schema"
         remedy = (
-            "add json_schema: {name: …, schema: {…}}" if lacks else "set type to json_schema, or remove it"
+            "add json_schema: {name: …, schema: {…}}"
+            if lacks
+            else "set type to json_schema, or remove it"
         )
         yield Fault(RESPONSE_FORMAT, what, remedy)
     elif settings is not None and (reason := unenforceable(settings.schema_)):
@@ -49,6 +52,9 @@ def _of_response_format(job: Job) -> Iterator[Fault]:
 def _against_sharding(job: Job) -> list[Fault]:
     """What a base that no process holds whole rules out."""
     faults = []
+    if "local:base" in local_judges(job.grader):
+        what = "sharding: fsdp leaves no process a whole base that could answer as local:base"
+        faults.append(Fault(_SHARDING, what, "take a judge behind a server, or sharding: none"))
     if job.engine.rollout.engine == "native":
         what = (
             "the native sampler needs the whole base in each process, and sharding: fsdp spreads it"

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from rft.graders import GraderDocument, GradingSettings, best_tier
+from rft.graders.judge import JudgeSettings
 from rft.job.engine import Engine
 from rft.job.response_format import ResponseFormat
 from rft.job.section import (
@@ -153,4 +154,5 @@ class Job(Section):
             similarity_model=rules.similarity_model,
             endpoint_timeout_seconds=rules.endpoint.timeout_seconds,
             private_hosts=tuple(rules.endpoint.private_hosts),
+            judge=JudgeSettings(**dict(rules.judge)),
         )

@@ -219,11 +219,26 @@ class EndpointGraderRules(Section):
     must have a public address."""
 
 
+class JudgeRules(Section):
+    """Where score_model and label_model graders find their judge, if they do not say themselves."""
+
+    base_url: Text | None = None
+    """An OpenAI-compatible server, such as http://localhost:8000/v1; null: OpenAI's. This machine may be named;
+    another private address is listed in endpoint.private_hosts."""
+    api_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] = "OPENAI_API_KEY"
+    """The environment variable that holds the server's key, if it wants one."""
+    concurrency: Count = 16
+    """Calls of one judge at a time."""
+    timeout_seconds: Positive = 120.0
+    """Limit of one call, retries included."""
+
+
 class GradingRules(Section):
     """How grades are obtained and what failures do."""
 
     concurrency: Auto | Count = "auto"
-    """Grades computed side by side; auto: the number of cores, or 16 with an endpoint grader."""
+    """Grades computed side by side; auto: the number of cores, 16 with an endpoint grader,
+    judge.concurrency with a judge behind a server, 32 with one in this process."""
     on_exception: Literal["minimum", "exclude"] = "minimum"
     """What a completion gets on which the grader raises: the grader's minimum, or no grade."""
     error_pause_rate: Fraction = 0.5
@@ -236,6 +251,8 @@ class GradingRules(Section):
     """The box in which Python graders run."""
     endpoint: Annotated[EndpointGraderRules, MAY_BE_EMPTY] = EndpointGraderRules()
     """How endpoint graders call."""
+    judge: Annotated[JudgeRules, MAY_BE_EMPTY] = JudgeRules()
+    """Where model graders find their judge."""
 
 
 class TrackingSettings(Section):

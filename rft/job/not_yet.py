@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from rft.graders import not_yet as grader_not_yet
 from rft.job.places import Fault, KeyPath, dotted
 
 REINFORCEMENT: KeyPath = ("method", "reinforcement")
@@ -23,7 +22,7 @@ BUILT_VALUES: Mapping[KeyPath, str] = {
 
 def not_yet_faults(document: Any) -> list[Fault]:
     """A fault for every value of a raw document that asks for something not built yet."""
-    return [*_unbuilt_values(document), *_unbuilt_keys(document), *_unbuilt_graders(document)]
+    return [*_unbuilt_values(document), *_unbuilt_keys(document)]
 
 
 def moot_path(fault: Fault) -> KeyPath:
@@ -49,18 +48,6 @@ def _unbuilt_keys(document: Any) -> Iterator[Fault]:
         if _at(document, (*REINFORCEMENT, key)) is not None:
             what = f"{dotted(REINFORCEMENT)}.{key} is not built yet"
             yield Fault((*REINFORCEMENT, key), what, "remove it", at_key=True, not_yet=True)
-
-
-def _unbuilt_graders(document: Any) -> Iterator[Fault]:
-    grader = _at(document, GRADER)
-    children = _at(grader, ("graders",))
-    parts = {GRADER: grader}
-    if isinstance(children, dict) and grader.get("type") == "multi":
-        parts = {(*GRADER, "graders", key): child for key, child in children.items()}
-    for path, part in parts.items():
-        if reason := grader_not_yet(part):
-            what = f"{dotted(path)}: {reason} is not built yet"
-            yield Fault(path, what, "use a type that is built", not_yet=True)
 
 
 def _at(value: Any, path: KeyPath) -> Any:

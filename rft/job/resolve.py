@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from rft.errors import JobError, Problem
-from rft.graders import Tier, grader_parts
+from rft.graders import Tier, grader_parts, local_judges
 from rft.job.consistency import contradictions
 from rft.job.document import Hyperparameters, Job
 from rft.job.places import dotted
@@ -23,6 +23,8 @@ COMPLETION_TOKENS = {"default": 256, "low": 128, "medium": 256, "high": 512}
 """By reasoning_effort, where the job sets no limit."""
 ENDPOINT_CONCURRENCY = 16
 """Grades computed side by side where an endpoint grader is asked."""
+LOCAL_JUDGE_CONCURRENCY = 32
+"""Questions that a judge in this process answers together, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,9 +176,16 @@ def _needs_checkpointing(row_tokens: int, facts: JobFacts) -> bool:
 
 
 def _concurrency(job: Job, facts: JobFacts) -> int:
-    """One grade per core, more where grading is mostly waiting for a server."""
-    waits = any(kind == "endpoint" for _, kind in grader_parts(job.grader))
-    return ENDPOINT_CONCURRENCY if waits else max(1, facts.num_cores)
+    """One grade per core, more where grading is mostly waiting for a server or for a judge's turn."""
+    kinds = {kind for _, kind in grader_parts(job.grader)}
+    wanted = [max(1, facts.num_cores)]
+    if "endpoint" in kinds:
+        wanted.append(ENDPOINT_CONCURRENCY)
+    if kinds & {"score_model", "label_model"}:
+        wanted.append(job.engine.grading.judge.concurrency)
+    if local_judges(job.grader):
+        wanted.append(LOCAL_JUDGE_CONCURRENCY)
+    return max(wanted)
 
 
 def _trackers(job: Job) -> tuple[str, ...]:

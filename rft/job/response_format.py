@@ -33,8 +33,10 @@ ENFORCED = frozenset(
     )
 )
 ANNOTATIONS = frozenset(
-    ("$schema", "$id", "$anchor", "$comment", "title", "description", "default", "examples")
-    + ("deprecated", "readOnly", "writeOnly", "id")
+    (
+        *("$schema", "$id", "$anchor", "$comment", "title", "description", "default", "examples"),
+        *("deprecated", "readOnly", "writeOnly", "id"),
+    )
 )
 """Keywords that restrict nothing."""
 

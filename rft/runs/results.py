@@ -22,6 +22,12 @@ JOB_COLUMNS = (
     "total_duration",
 )
 ANY_GRADER_ERRORS = ("sample_parse_error", "invalid_variable_error", "other_error")
+MODEL_ERRORS = (
+    "model_grader_server_error",
+    "model_grader_refusal_error",
+    "model_grader_parse_error",
+    "model_grader_exceeded_max_tokens_error",
+)
 EXTRA_ERRORS: Mapping[str, tuple[str, ...]] = {
     "python": ("python_grader_server_error", "python_grader_runtime_error"),
     "endpoint": (
@@ -29,8 +35,8 @@ EXTRA_ERRORS: Mapping[str, tuple[str, ...]] = {
         "endpoint_grader_internal_error",
         "endpoint_grader_safety_check_error",
     ),
-    "score_model": ("model_grader_server_error",),
-    "label_model": ("model_grader_server_error",),
+    "score_model": MODEL_ERRORS,
+    "label_model": MODEL_ERRORS,
 }
 
 

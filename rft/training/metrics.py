@@ -13,6 +13,9 @@ from rft.training.evaluation import Evaluation, mean, sub_reward_means
 from rft.training.trainer import StepRecord
 from rft.types import Completion, Grade, Group, Rollout
 
+MODEL_GRADERS = ("score_model", "label_model")
+USAGE_KINDS = ("prompt_tokens", "completion_tokens", "cached_tokens")
+
 Part = tuple[str, str]
 """(name, type) of a grader, the job's own first, then a multi grader's children."""
 
@@ -44,6 +47,7 @@ def step_metrics(record: StepRecord) -> dict[str, Any]:
         **{f"timing/{name}": seconds for name, seconds in record.seconds.items()},
         "timing/grading": sum(rollout.grade.latency for rollout in rollouts),
         "timing/grader_calls": sum(rollout.grade.latency > 0 for rollout in rollouts),
+        **judge_usage(rollouts),
         "timing/grading_tokens_per_second": _graded_tokens_per_second(rollouts),
         "timing/sampling_tokens_per_second": num_tokens / max(sampling_seconds, 1e-9),
         **sampler_timing(record.sampler_spent),
@@ -107,8 +111,15 @@ def metric_tree(
         "reasoning_tokens_mean": flat.get("reasoning_tokens_mean"),
         "valid_reasoning_tokens_mean": flat.get("valid_reasoning_tokens_mean"),
         "completion_tokens_mean": flat.get("completion_tokens_mean"),
-        "model_graders_token_usage": {},
-        "usage": {"graders": [], "samples": _reasoning_usage(train, valid)},
+        "model_graders_token_usage": usage_by_model(train, valid),
+        "usage": {
+            "graders": [
+                _usage_entry(index, part, train, valid)
+                for index, part in enumerate(parts)
+                if part[1] in MODEL_GRADERS
+            ],
+            "samples": _reasoning_usage(train, valid),
+        },
         "scores": {
             "train_reward_mean": flat.get("train_reward_mean"),
             "valid_reward_mean": flat.get("valid_reward_mean"),
@@ -307,6 +318,52 @@ def _latency_entry(
     return _entry(part) | {
         "train_execution_latency_mean": latency(train),
         "valid_execution_latency_mean": latency(valid),
+    }
+
+
+def usage_by_model(train: Sequence[Rollout], valid: Sequence[Rollout]) -> dict[str, dict[str, int]]:
+    """Tokens of the calls that were made, by the model that judged: `train_prompt_tokens`, `eval_…`, …"""
+    usage: dict[str, dict[str, int]] = {}
+    for split, rollouts in (("train", train), ("eval", valid)):
+        for grade in judged_grades(rollouts):
+            counts = usage.setdefault(
+                grade.model, {f"{s}_{kind}": 0 for s in ("train", "eval") for kind in USAGE_KINDS}
+            )
+            for kind in USAGE_KINDS:
+                counts[f"{split}_{kind}"] += grade.usage.get(kind, 0)
+    return usage
+
+
+def judged_grades(rollouts: Sequence[Rollout]) -> list[Grade]:
+    """The grades of all model graders, parts of a multi included."""
+    grades = [part for r in rollouts for part in (r.grade, *r.grade.sub_grades.values())]
+    return [grade for grade in grades if grade.model]
+
+
+def _usage_entry(
+    index: int, part: Part, train: Sequence[Rollout], valid: Sequence[Rollout]
+) -> dict[str, Any]:
+    """Tokens of one grader: per call that was made, and in all."""
+    entry: dict[str, Any] = _entry(part)
+    models = [m for r in (*train, *valid) if (m := _part(r.grade, index).model)]
+    entry["model"] = models[0] if models else None
+    for split, rollouts in (("train", train), ("valid", valid)):
+        calls = [usage for r in rollouts if (usage := _part(r.grade, index).usage)]
+        for kind in ("prompt_tokens", "completion_tokens"):
+            counts = [usage.get(kind, 0) for usage in calls]
+            entry[f"{split}_{kind}_mean"] = mean(counts) if counts else None
+            entry[f"{split}_{kind}_count"] = sum(counts) if rollouts else None
+    return entry
+
+
+def judge_usage(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """`timing/judge_…_tokens`: what judges read and wrote for these rollouts; empty without any."""
+    grades = judged_grades(rollouts)
+    if not grades:
+        return {}
+    return {
+        f"timing/judge_{kind}": sum(grade.usage.get(kind, 0) for grade in grades)
+        for kind in ("prompt_tokens", "completion_tokens")
     }
 
 

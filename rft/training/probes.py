@@ -76,7 +76,7 @@ def validate(
         workshop = open_workshop(job, rows, runs_folder)
         policy = make_policy(workshop)
         sampler = make_sampler(workshop, policy)
-        collector = make_collector(workshop.job, sampler, stack)
+        collector = make_collector(workshop, policy, sampler, stack)
         found["sampler"] = sampler.facts.get("sampler")
         found["warnings"] = [*slow_path_warnings(policy, sampler), *found["warnings"]]
         if samples is not None:
@@ -98,9 +98,8 @@ def evaluate(model: str, job: Job, runs_folder: Path = RUNS_FOLDER) -> dict[str,
         workshop = open_workshop(job, rows, runs_folder)
         ranks = Ranks(workshop.job.engine.model.device == "cpu")
         stack.callback(ranks.close)
-        collector = make_collector(
-            workshop.job, make_sampler(workshop, make_policy(workshop)), stack
-        )
+        policy = make_policy(workshop)
+        collector = make_collector(workshop, policy, make_sampler(workshop, policy), stack)
         evaluation = run_evaluation(0, workshop.job, workshop.valid_prompts, collector, ranks)
     metrics = evaluation_metrics(evaluation, workshop.job.engine.evaluation.pass_threshold)
     metrics |= canary_metrics(evaluation.canaries)

@@ -27,8 +27,8 @@ from rft.models import (
     load_model,
     load_tokenizer,
 )
-from rft.models.chat import template_source
-from rft.models.effort import effort_kwargs, effort_words
+from rft.models.chat import ChatTemplate, template_source
+from rft.models.effort import effort_kwargs
 from rft.policy import LoraShape, Policy, continued_policy, new_policy
 from rft.rollout.choose import open_sampler
 from rft.rollout.collect import Collector
@@ -37,6 +37,7 @@ from rft.rollout.transcribe import Transcriber
 from rft.rollout.vllm_open import open_vllm
 from rft.runs.environment import available_cores
 from rft.sharding import is_source, num_processes, shard_base
+from rft.training.judges import judges_beside
 from rft.training.ranks import Ranks
 from rft.types import Example, Prompt
 
@@ -61,6 +62,11 @@ class Workshop:
     train_prompts: tuple[Prompt, ...]
     valid_prompts: tuple[Prompt, ...]
 
+    @property
+    def chat_template(self) -> ChatTemplate:
+        """As prompts are rendered by it."""
+        return ChatTemplate(self.tokenizer, self.job.engine.model.chat_template_kwargs)
+
 
 def read_rows(job: Job) -> Rows:
     """Read both files and check the grader's templates against every row; all faults at once."""
@@ -75,8 +81,10 @@ def try_grader(job: Job, rows: Rows) -> None:
     # what a sample's own fault earns is not asked here: an empty answer may well be one
     settings = replace(job.grading_settings, on_exception="minimum")
     with open_grader(job.grader, settings) as grader:
-        sample = make_sample("", tools=rows.train[0].tools)
+        wants_json = job.completion_schema is not None
+        sample = make_sample("", tools=rows.train[0].tools, wants_json=wants_json)
         grade = grader.grade(sample, rows.train[0].item)
+        grader.check()
     if grade.reward is None:
         details = "; ".join(f"{kind}: {text.strip()}" for kind, text in grade.errors.items())
         raise GraderError(
@@ -223,11 +231,20 @@ def known_family(base: PreTrainedModel) -> Iterator[None]:
         ) from error
 
 
-def make_collector(job: ResolvedJob, sampler: Sampler, stack: ExitStack) -> Collector:
-    """Sampler and grader together; the grader's processes end with `stack`."""
-    grader = stack.enter_context(open_grader(job.grader, job.grading_settings))
-    concurrency = job.engine.grading.concurrency
-    return Collector(sampler, grader, concurrency, wants_json=job.completion_schema is not None)
+def make_collector(
+    workshop: Workshop, policy: Policy, sampler: Sampler, stack: ExitStack
+) -> Collector:
+    """Sampler, grader and judges together; the grader's processes end with `stack`."""
+    job = workshop.job
+    judges = judges_beside(policy, job, workshop.chat_template, workshop.end_token_ids)
+    settings = replace(job.grading_settings, local_judges=judges)
+    return Collector(
+        sampler,
+        stack.enter_context(open_grader(job.grader, settings)),
+        job.engine.grading.concurrency,
+        wants_json=job.completion_schema is not None,
+        judges=tuple(judges.values()),
+    )
 
 
 def kv_bytes_per_token(config: PretrainedConfig, dtype: torch.dtype) -> int:

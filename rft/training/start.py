@@ -14,6 +14,7 @@ from rft.data import job_warnings
 from rft.errors import DiskError, JobError, PausedError, RunError
 from rft.graders import grader_parts
 from rft.job import Job, ResolvedJob, dump_job
+from rft.models.effort import effort_words
 from rft.policy import Policy
 from rft.rollout.choose import slow_path_warnings
 from rft.rollout.sampler import Sampler
@@ -160,6 +161,8 @@ def _open(
             resumption, stop, report,
         )  # fmt: skip
         session.begin()
+        for note in _effort_notes(workshop.job):
+            session.say("info", note)
         warnings = (*slow_path_warnings(policy, sampler), *_warnings_of(workshop.job, rows))
         for warning in warnings:
             session.say("warn", warning)
@@ -188,7 +191,7 @@ def _parts(
     stack: ExitStack,
 ) -> Parts:
     job = workshop.job
-    collector = make_collector(job, sampler, stack)
+    collector = make_collector(workshop, policy, sampler, stack)
     total_steps = job.steps(len(workshop.train_prompts))
     updater = Updater(job, policy, ranks, total_steps, sampler.is_exact)
     trainer = Trainer(job, workshop.train_prompts, sampler, collector, updater, ranks)
@@ -271,6 +274,15 @@ def _machine(job: ResolvedJob, policy: Policy, sampler: Sampler, ranks: Ranks) -
         sandbox=job.engine.grading.python.sandbox,
         **sampler.facts,
     )
+
+
+def _effort_notes(job: ResolvedJob) -> list[str]:
+    """What a reasoning effort came to, where one is asked for."""
+    effort = job.hyperparameters.reasoning_effort
+    if effort == "default":
+        return []
+    kwargs = job.engine.model.chat_template_kwargs
+    return [effort_words(effort, kwargs, job.engine.rollout.max_completion_tokens)]
 
 
 def _warnings_of(job: ResolvedJob, rows: Rows) -> list[str]:

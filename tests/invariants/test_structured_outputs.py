@@ -13,8 +13,7 @@ from rft.policy import Policy
 from rft.rollout.native import NativeSampler
 from rft.rollout.plain import PlainSampler
 from rft.rollout.randomness import Purpose
-from rft.rollout.recorders import Recorder
-from rft.rollout.sampler import Sampled, SampleRequest, Sampler, SamplingSettings
+from rft.rollout.sampler import Sampled, Sampler, SampleRequest, SamplingSettings
 from rft.rollout.transcribe import Transcriber
 from rft.types import Completion
 from tests.schemas import SCHEMAS, an_object
@@ -30,7 +29,9 @@ def settings_for(schema: object, temperature: float = 1.0, top_p: float = 1.0) -
 
 
 def requests_for(num_prompts: int = 3, num_samples: int = 4) -> list[SampleRequest]:
-    prompts = [tuple((7 * i + 11 * n) % 250 + 4 for i in range(5 + 9 * n)) for n in range(num_prompts)]
+    prompts = [
+        tuple((7 * i + 11 * n) % 250 + 4 for i in range(5 + 9 * n)) for n in range(num_prompts)
+    ]
     return [
         SampleRequest(ids, num_samples, 0, Purpose.TRAIN, 1, ordinal)
         for ordinal, ids in enumerate(prompts)
@@ -46,7 +47,9 @@ def plain(policy: Policy) -> PlainSampler:
     return PlainSampler(policy, Transcriber(tiny_tokenizer(), [END]), 8)
 
 
-def drawn(sampler: Sampler, settings: SamplingSettings, requests: list[SampleRequest]) -> list[Sampled]:
+def drawn(
+    sampler: Sampler, settings: SamplingSettings, requests: list[SampleRequest]
+) -> list[Sampled]:
     found = list(sampler.sample(requests, settings))
     return sorted(found, key=lambda one: (one.request, one.sample))
 
@@ -87,7 +90,8 @@ def test_the_trainer_scores_the_masked_distribution(make, temperature: float, to
     with torch.no_grad():
         scored = policy.score(batch, temperature).logprobs
         unmasked = policy.score(
-            pack([TokenGroup(g.prompt_ids, g.completions) for g in groups], policy.device), temperature
+            pack([TokenGroup(g.prompt_ids, g.completions) for g in groups], policy.device),
+            temperature,
         ).logprobs
     recorded = torch.nn.utils.rnn.pad_sequence(
         [torch.tensor(one.completion.sampling_logprobs) for one in found], batch_first=True
@@ -128,7 +132,9 @@ def test_both_samplers_draw_the_same() -> None:
     requests = requests_for()
     ours = drawn(native(tiny_policy()), settings_for(SMALL), requests)
     theirs = drawn(plain(tiny_policy()), settings_for(SMALL), requests)
-    assert [one.completion.token_ids for one in ours] == [one.completion.token_ids for one in theirs]
+    assert [one.completion.token_ids for one in ours] == [
+        one.completion.token_ids for one in theirs
+    ]
     for one, other in zip(ours, theirs, strict=True):
         assert np.array_equal(one.completion.allowed_tokens, other.completion.allowed_tokens)
 

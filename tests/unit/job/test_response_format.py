@@ -16,7 +16,13 @@ KEY = "method.reinforcement.response_format"
 
 
 def test_both_shapes_are_one_document() -> None:
-    flat = {"type": "json_schema", "name": "s", "schema": SCHEMA, "strict": True, "description": "d"}
+    flat = {
+        "type": "json_schema",
+        "name": "s",
+        "schema": SCHEMA,
+        "strict": True,
+        "description": "d",
+    }
     inner = {key: value for key, value in flat.items() if key != "type"}
     nested = {"type": "json_schema", "json_schema": inner}
     jobs = [parse(JOB, f"{KEY}={json.dumps(shape)}") for shape in (flat, nested)]

@@ -4,8 +4,12 @@ import pytest
 
 from rft.models.effort import effort_kwargs, effort_words
 
-GPT_OSS = '{%- if reasoning_effort is not defined %}{%- set reasoning_effort = "medium" %}{%- endif %}'
-QWEN = "{%- if enable_thinking is defined and enable_thinking is false %}<think></think>{%- endif %}"
+GPT_OSS = (
+    '{%- if reasoning_effort is not defined %}{%- set reasoning_effort = "medium" %}{%- endif %}'
+)
+QWEN = (
+    "{%- if enable_thinking is defined and enable_thinking is false %}<think></think>{%- endif %}"
+)
 GRANITE = "{%- if thinking %}Think first.{%- endif %}"
 PLAIN = "{{ messages[0].thinking }} reasoning_effort {{ 'enable_thinking' }}"
 

@@ -18,7 +18,9 @@ from rft.rollout.transcribe import Transcriber
 from tests.schemas import an_object
 from tests.tiny import make_adapter_large, tiny_policy, tiny_tokenizer
 
-SCHEMA = an_object(result={"enum": [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]}, why={"type": "string", "maxLength": 8})
+SCHEMA = an_object(
+    result={"enum": [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]}, why={"type": "string", "maxLength": 8}
+)
 
 
 class Counting(NativeSampler):
@@ -53,7 +55,9 @@ def test_an_answer_keeps_to_the_schema_and_counts_its_tokens() -> None:
     reply = judge.answer(request("How good is it?"))
     assert json.loads(reply.text).keys() == {"result", "why"}
     assert (reply.finish_reason, reply.model, reply.refusal) == ("stop", "local:base", None)
-    prompt = ChatTemplate(tiny_tokenizer(), {}).render([{"role": "user", "content": "How good is it?"}])
+    prompt = ChatTemplate(tiny_tokenizer(), {}).render(
+        [{"role": "user", "content": "How good is it?"}]
+    )
     assert reply.usage["prompt_tokens"] == len(tiny_tokenizer().encode(prompt))
     assert reply.usage["completion_tokens"] == len(tiny_tokenizer().encode(reply.text)) + 1
 
