@@ -2,6 +2,8 @@
 
 import csv
 import json
+import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,7 @@ def test_there_are_configs() -> None:
 
 @pytest.mark.parametrize("name", JOBS)
 def test_it_loads_and_is_explained(name: str) -> None:
-    assert job_of(name).suffix == name
+    assert job_of(name).suffix == name.replace("_", "-")
     readme = (CONFIGS / name / "README.md").read_text(encoding="utf-8")
     assert f"rft train configs/{name}/job.yaml" in readme
 
@@ -74,6 +76,36 @@ def test_sums_are_right_and_apart() -> None:
         assert 1 <= row["a"] <= 49 and 1 <= row["b"] <= 49 and row["sum"] == row["a"] + row["b"]
         question = f"What is {row['a']} + {row['b']}? Reply with only the number."
         assert row["messages"] == [{"role": "user", "content": question}]
+
+
+def test_security_reviews_lean_on_the_policy_and_no_label_prevails() -> None:
+    policy = (CONFIGS / "security_review" / "policy.md").read_text(encoding="utf-8")
+    sentences = re.findall(r"[A-Z](?:[^.]|\.\d)*\.", re.sub(r"\*\*[^*]*\*\*|\s+", " ", policy))
+    prompts = []
+    for file, num_rows, shares in (
+        ("train.jsonl", 100, {"yes": 42, "needs review": 30, "no": 28}),
+        ("valid.jsonl", 40, {"yes": 17, "no": 12, "needs review": 11}),
+    ):
+        rows = rows_of("security_review", file)
+        assert len(rows) == num_rows
+        assert Counter(row["compliant"] for row in rows) == shares
+        prompts += [row["messages"][0]["content"] for row in rows]
+    assert len(set(prompts)) == 140
+    for prompt in prompts:
+        assert any(sentence in prompt for sentence in sentences), prompt
+
+
+def test_calls_are_of_a_listed_tool_with_values_from_the_request() -> None:
+    train, valid = (rows_of("tools", file) for file in ("train.jsonl", "valid.jsonl"))
+    assert (len(train), len(valid)) == (104, 40)
+    calls = [json.dumps([row["function"], row["arguments"]]) for row in train + valid]
+    assert len(set(calls)) == len({row["messages"][0]["content"] for row in train + valid}) == 144
+    for row in train + valid:
+        tools = {tool["function"]["name"]: tool["function"]["parameters"] for tool in row["tools"]}
+        assert len(tools) == len(row["tools"]) in (2, 3)
+        assert list(row["arguments"]) == list(tools[row["function"]]["properties"])
+        *_, request = row["messages"][0]["content"].splitlines()
+        assert all(str(value) in request for value in row["arguments"].values())
 
 
 GSM8K = {"question": "q", "answer": "It is 1,000 + 234 = <<1000+234=1234>>1,234.\n#### 1,234"}
