@@ -15,6 +15,7 @@ from rft.graders.addresses import (
 )
 from rft.graders.fault import GradingFault
 from rft.graders.http import (
+    BACKOFF_SECONDS,
     HttpClient,
     NoReply,
     Reply,
@@ -42,7 +43,12 @@ class HttpJudge:
     """Asks a server; at most `concurrency` calls at a time. Retries as `HttpClient` does."""
 
     def __init__(
-        self, url: Url, model: str, settings: JudgeSettings, private_hosts: tuple[str, ...]
+        self,
+        url: Url,
+        model: str,
+        settings: JudgeSettings,
+        private_hosts: tuple[str, ...] = (),
+        backoff_seconds: float = BACKOFF_SECONDS,
     ):
         self._model = model
         self._key_env = settings.api_key_env
@@ -55,6 +61,7 @@ class HttpJudge:
             requests_per_second=REQUESTS_PER_SECOND,
             private_hosts=(*private_hosts, *own),
             total_seconds=settings.timeout_seconds,
+            backoff_seconds=backoff_seconds,
         )
 
     def answer(self, request: JudgeRequest) -> JudgeReply:
