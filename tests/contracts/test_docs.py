@@ -12,7 +12,7 @@ import typer
 
 from rft.cli.main import application
 from rft.data import load_examples
-from rft.graders import LATER_TYPES, open_grader, template_problems
+from rft.graders import open_grader, template_problems
 from rft.graders.sample import make_sample
 from rft.job import Job, parse_job
 from rft.job.not_yet import UNBUILT_VALUES
@@ -163,9 +163,7 @@ def test_the_example_is_a_job_and_earns_what_is_told(tmp_path: Path) -> None:
 
 def test_what_is_refused_is_told() -> None:
     told = " ".join(quoted(section(README, "What is not built")))
-    values = {value for values in UNBUILT_VALUES.values() for value in values}
-    # of the efforts only the one that is built is named
-    refused = {*values, *LATER_TYPES} - {"low", "medium", "high"}
+    refused = {value for values in UNBUILT_VALUES.values() for value in values}
     assert refused - set(re.findall(r"[\w+]+", told)) == set()
 
 
