@@ -76,12 +76,25 @@ def data_faults(
         except UserError as unreadable:
             faults.append(unreadable)
             continue
+        if job.completion_schema is not None and (problems := tool_problems(source, rows)):
+            faults.append(DataError(problems))
         loaded.append(tuple(rows))
         faults += [error] if error else []
         items = [(row_place(source, row), row.item) for row in rows]
         if problems := template_problems(job.grader, items, GRADER):
             faults.append(DataError(problems))
     return loaded, faults
+
+
+def tool_problems(source: str, rows: Sequence[Example]) -> list[Problem]:
+    """Rows with tools, where a schema leaves no room for a call."""
+    with_tools = [example for example in rows if example.tools]
+    if not with_tools:
+        return []
+    what = (
+        f"tools in {len(with_tools)} of {len(rows)} rows, and a response_format that allows no call"
+    )
+    return [Problem(what, row_place(source, with_tools[0]), "remove one of the two")]
 
 
 def job_warnings(job: Job, train: Sequence[Example], valid: Sequence[Example]) -> list[str]:

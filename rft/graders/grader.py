@@ -86,11 +86,6 @@ class Document(BaseModel):
     name: str = Field(min_length=1)
     """Names the grader in metrics and errors."""
 
-    @property
-    def minimum(self) -> float:
-        """The least reward, which a fault of the sample earns."""
-        return 0.0
-
     @abstractmethod
     def problems(self, where: str) -> list[Problem]:
         """The faults that can be seen without a sample."""
@@ -130,11 +125,15 @@ def make_grade(document: Document, settings: GradingSettings, reward: Callable[[
 
 
 def grade_of_error(
-    document: Document, settings: GradingSettings, error: Exception, latency: float
+    document: Document,
+    settings: GradingSettings,
+    error: Exception,
+    latency: float,
+    minimum: float = 0.0,
 ) -> Grade:
-    """The grade of a sample that could not be graded."""
+    """The grade of a sample that could not be graded; `minimum` is what a fault of the sample earns."""
     if isinstance(error, GradingFault):
-        value = reward_of_fault(error, settings, document.minimum)
+        value = reward_of_fault(error, settings, minimum)
         errors: dict[str, str] = {error.flag: error.details}
     else:
         value, errors = None, {"other_error": f"{type(error).__name__}: {error}"}

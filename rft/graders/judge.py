@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from rft.graders.fault import GradingFault
 from rft.types import Message
 
 
@@ -65,13 +64,13 @@ class Judge(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class AbsentJudge:
-    """Stands where a judge of this process has not been loaded."""
+    """Stands where a judge of this process has not been loaded, as before a job's model is: always says the same."""
 
     model: str
+    text: str
 
     def answer(self, request: JudgeRequest) -> JudgeReply:
-        details = f"the judge {self.model} is not loaded here"
-        raise GradingFault("model_grader_server_error", details, of_sample=False)
+        return JudgeReply(self.text, "stop", model=self.model)
 
     def close(self) -> None:
         return

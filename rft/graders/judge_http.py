@@ -123,7 +123,7 @@ class HttpJudge:
         message = choice.get("message") if isinstance(choice, dict) else None
         if not isinstance(choice, dict) or not isinstance(message, dict):
             raise self._parse_fault("the server's reply has no message", reply)
-        content, refusal = message.get("content"), message.get("refusal")
+        content, refusal = message.get("content"), message.get("refusal") or None
         if choice.get("finish_reason") == "content_filter":
             refusal = refusal or "its content filter"
         if refusal is None and not isinstance(content, str):

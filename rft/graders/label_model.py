@@ -6,6 +6,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from rft.errors import Problem
+from rft.graders.grader import GradingSettings
 from rft.graders.judge import JudgeReply
 from rft.graders.judge_reply import label_of_reply
 from rft.graders.model_grader import ModelGrader
@@ -37,5 +38,10 @@ class LabelModel(ModelGrader):
     def result_schema(self) -> Mapping[str, Any]:
         return {"type": "string", "enum": list(self.labels)}
 
-    def reward_of(self, reply: JudgeReply) -> float:
+    def result_without(self) -> Any:
+        return next(
+            (label for label in self.labels if label not in self.passing_labels), self.labels[0]
+        )
+
+    def reward_of(self, reply: JudgeReply, settings: GradingSettings) -> float:
         return float(label_of_reply(reply, self.labels) in self.passing_labels)

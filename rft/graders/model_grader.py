@@ -18,9 +18,7 @@ from rft.graders.grader import (
     Document,
     Grader,
     GradingSettings,
-    PassThreshold,
     grade_of_error,
-    shape_by_threshold,
 )
 from rft.graders.judge import AbsentJudge, Judge, JudgeReply, JudgeRequest, JudgeSettings
 from rft.graders.judge_http import HttpJudge, completions_url, url_problems
@@ -34,13 +32,19 @@ JUDGE_KEY = "engine.grading.judge"
 OPENAI_URL = "https://api.openai.com/v1"
 
 
-class Strict(BaseModel):
+class JudgePart(BaseModel):
+    """A mapping within a model grader."""
+
     model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
     )
 
 
-class TextBlock(Strict):
+class TextBlock(JudgePart):
     """A piece of a message."""
 
     type: Literal["input_text", "output_text", "text"]
@@ -61,18 +65,21 @@ def text_of_content(content: Any) -> Any:
     return "".join(texts)
 
 
-class InputMessage(Strict):
+class InputMessage(JudgePart):
     """A message to the judge."""
 
     role: Literal["system", "developer", "user", "assistant"]
     """Who speaks."""
-    content: Annotated[str, BeforeValidator(text_of_content)]
+    content: Annotated[
+        str,
+        BeforeValidator(text_of_content, json_schema_input_type=str | TextBlock | list[TextBlock]),
+    ]
     """A template, or text blocks that hold one."""
     type: Literal["message"] = "message"
     """Always message."""
 
 
-class SamplingParams(Strict):
+class SamplingParams(JudgePart):
     """How the judge samples; what is not given is the server's default."""
 
     seed: int | None = None
@@ -110,9 +117,6 @@ class ModelGrader(Document):
     """The conversation that the judge answers; its texts are templates."""
     sampling_params: Annotated[SamplingParams, BeforeValidator(with_one_limit)] = SamplingParams()
     """How the judge samples."""
-    pass_threshold: PassThreshold = None
-    """A reward of at least this passes; it becomes 1, any other 0, only with
-    `engine.grading.pass_threshold_shapes_reward`."""
     base_url: str | None = None
     """An OpenAI-compatible server, such as http://localhost:8000/v1; null: engine.grading.judge.base_url, or
     OpenAI's."""
@@ -141,8 +145,16 @@ class ModelGrader(Document):
         return reply_schema(self.result_schema, self.sampling_params.max_completions_tokens or 256)
 
     @abstractmethod
-    def reward_of(self, reply: JudgeReply) -> float:
+    def reward_of(self, reply: JudgeReply, settings: GradingSettings) -> float:
         """The reward that a reply means; raises GradingFault."""
+
+    @abstractmethod
+    def result_without(self) -> Any:
+        """A result that the least reward comes of."""
+
+    def least_reward(self, settings: GradingSettings) -> float:
+        """What a hollow answer earns, and a fault of the sample."""
+        return 0.0
 
     def problems(self, where: str) -> list[Problem]:
         problems = []
@@ -151,9 +163,15 @@ class ModelGrader(Document):
         if self.model == LOCAL:
             what = "local: names no model"
             problems.append(Problem(what, f"{where}.model", "write local:base, or local:NAME"))
-        if self.is_local and self.base_url is not None:
-            what = f"{self.model} answers in this process, so base_url has no use"
-            problems.append(Problem(what, f"{where}.base_url", "remove one of them"))
+        unused = {
+            "base_url": self.base_url,
+            "api_key_env": self.api_key_env,
+            "sampling_params.reasoning_effort": self.sampling_params.reasoning_effort,
+        }
+        for field, value in unused.items():
+            if self.is_local and value is not None:
+                what = f"{self.model} answers in this process, where {field} has no use"
+                problems.append(Problem(what, f"{where}.{field}", "remove it"))
         return problems
 
     def settings_problems(self, where: str, settings: GradingSettings) -> list[Problem]:
@@ -199,7 +217,10 @@ class ModelGrader(Document):
 
     def _open_judge(self, settings: GradingSettings) -> Judge:
         if self.is_local:
-            return settings.local_judges.get(self.model, AbsentJudge(self.model))
+            absent = AbsentJudge(
+                self.model, json.dumps({"steps": [], "result": self.result_without()})
+            )
+            return settings.local_judges.get(self.model, absent)
         judge = self.judge_settings(settings)
         url = completions_url(judge.base_url or OPENAI_URL, self.name)
         return HttpJudge(url, self.model, judge, settings.private_hosts)
@@ -244,11 +265,13 @@ class OpenModelGrader(Grader):
         try:
             prompt = fill_in(self._templates, sample, item)
             if prompt.is_hollow:
-                return Grade(document.name, document.type, document.minimum)
+                least = document.least_reward(self._settings)
+                return Grade(document.name, document.type, least)
             judged, is_mine = self._judged(self._request(prompt))
         except Exception as error:  # a grade is data: whatever went wrong, the job goes on
             latency = time.perf_counter() - started
-            return grade_of_error(document, self._settings, error, latency)
+            least = document.least_reward(self._settings)
+            return grade_of_error(document, self._settings, error, latency, least)
         latency = time.perf_counter() - started if is_mine else 0.0
         usage = judged.usage if is_mine else {}
         return Grade(
@@ -262,18 +285,22 @@ class OpenModelGrader(Grader):
 
     def check(self) -> None:
         """Ask one small question, so that a judge that cannot answer is found before a run begins."""
-        if isinstance(self._judge, AbsentJudge):
+        if self._document.is_local:
             return
         question = "This is a test of the connection. Reply in the structure you are asked for."
         try:
             self._judged(self._request(JudgePrompt(({"role": "user", "content": question},), ())))
         except GradingFault as error:
-            if error.flag != "model_grader_server_error":
+            remedies = {
+                "model_grader_server_error": f"start it, or correct base_url, model or key ({JUDGE_KEY})",
+                "model_grader_parse_error": "take a server and a model with structured outputs (response_format)",
+            }
+            if error.flag not in remedies:
                 return  # it answers; what it says to a test means nothing
             raise GraderError(
-                f"the judge {self._document.model} does not answer: {error.details}",
+                f"the judge {self._document.model} does not answer as asked: {error.details}",
                 where=self._document.name,
-                remedy=f"start it, or correct base_url, model or key ({JUDGE_KEY})",
+                remedy=remedies[error.flag],
             ) from None
 
     def close(self) -> None:
@@ -296,9 +323,8 @@ class OpenModelGrader(Grader):
     def _judged(self, request: JudgeRequest) -> tuple[_Judged, bool]:
         def call() -> _Judged:
             reply = self._judge.answer(request)
-            reward = self._document.reward_of(reply)
-            shaped = shape_by_threshold(reward, self._document.pass_threshold, self._settings)
-            return _Judged(shaped, reply.usage, reply.model)
+            reward = self._document.reward_of(reply, self._settings)
+            return _Judged(reward, reply.usage, reply.model)
 
         text = json.dumps([dict(message) for message in request.messages])
         return self._calls.once(hashlib.sha256(text.encode()).digest(), call)

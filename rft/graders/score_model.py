@@ -1,10 +1,12 @@
 """score_model: a model gives the score."""
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator
 
+from rft.graders.grader import GradingSettings, PassThreshold, shape_by_threshold
 from rft.graders.judge import JudgeReply
 from rft.graders.judge_reply import score_of_reply
 from rft.graders.model_grader import ModelGrader
@@ -23,9 +25,12 @@ class ScoreModel(ModelGrader):
     range: Annotated[tuple[float, float], AfterValidator(rising)] = (0.0, 1.0)
     """The least and the greatest score; what lies beyond is cut to it."""
 
-    @property
-    def minimum(self) -> float:
-        return self.range[0]
+    pass_threshold: PassThreshold = None
+    """A reward of at least this passes; it becomes 1, any other 0, only with
+    `engine.grading.pass_threshold_shapes_reward`."""
+
+    def least_reward(self, settings: GradingSettings) -> float:
+        return shape_by_threshold(self.range[0], self.pass_threshold, settings)
 
     @property
     def schema_name(self) -> str:
@@ -36,8 +41,13 @@ class ScoreModel(ModelGrader):
         if not self.is_local:
             return {"type": "number"}
         low, high = self.range
-        return {"type": "number", "minimum": low, "maximum": high, "multipleOf": 0.01}
+        step = 10.0 ** (math.floor(math.log10(high - low)) - 2)
+        return {"type": "number", "minimum": low, "maximum": high, "multipleOf": step}
 
-    def reward_of(self, reply: JudgeReply) -> float:
+    def result_without(self) -> Any:
+        return self.range[0]
+
+    def reward_of(self, reply: JudgeReply, settings: GradingSettings) -> float:
         low, high = self.range
-        return min(max(score_of_reply(reply), low), high)
+        score = min(max(score_of_reply(reply), low), high)
+        return shape_by_threshold(score, self.pass_threshold, settings)

@@ -99,7 +99,9 @@ def refuse_unreadable(root: str | int, sample: Sample) -> None:
 
 def is_of_answer(flag: str, details: str) -> bool:
     """Whether an error says that a completion is not what a template reads: no JSON, no call, no such key."""
-    is_missing = flag == "invalid_variable_error" and details.startswith("{{ sample.")
+    is_missing = flag == "invalid_variable_error" and details.startswith(
+        ("{{ sample.", "{{ sample[")
+    )
     return is_missing or flag == "sample_parse_error"
 
 

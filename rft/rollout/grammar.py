@@ -41,13 +41,13 @@ class Grammars:
         self._num_threads = num_threads
         self._compiled: dict[str, LLMatcher] = {}
 
-    def start(self, schema: str, prompt_ids: Sequence[int]) -> LLMatcher:
+    def start(self, schema: str, prompt_ids: Sequence[int], may_think: bool = True) -> LLMatcher:
         """A matcher at the beginning of a completion: JSON of that schema, then an end token; before it a thinking
-        block where the prompt has opened one or the model knows how to.
+        block where the prompt has opened one or the model knows how to, empty unless it `may_think`.
 
         Raises ModelError where the tokenizer or the schema rules that out.
         """
-        grammar = self._grammar(schema, prompt_ids)
+        grammar = self._grammar(schema, prompt_ids, may_think)
         if grammar not in self._compiled:
             self._compiled[grammar] = self._compile(grammar)
         return self._compiled[grammar].deep_copy()
@@ -91,16 +91,19 @@ class Grammars:
                 remedy="take a model with a fast tokenizer, or remove the response_format",
             ) from error
 
-    def _grammar(self, schema: str, prompt_ids: Sequence[int]) -> str:
+    def _grammar(self, schema: str, prompt_ids: Sequence[int], may_think: bool) -> str:
         """In llguidance's Lark."""
         spaced = {**json.loads(schema), "x-guidance": OPTIONS}
         rules = [f"answer: %json {json.dumps(spaced)}", "BLANK: /[ \\n]{1,4}/", "TEXT: /(?s:.*)/"]
         opened = opened_by(prompt_ids, self._tokenizer)
-        if opened is not None:
+        if opened is not None and not may_think:
+            rules += [f"start: {self._literal(MARKERS[opened])} BLANK? answer"]
+        elif opened is not None:
             rules += [f"start: thought BLANK? answer\n{self._thought(opened)}"]
-        elif closed_by(prompt_ids, self._tokenizer) or not (known := self._known_marker):
+        elif not may_think or closed_by(prompt_ids, self._tokenizer) or not self._known_marker:
             rules += ["start: answer"]
         else:
+            known = self._known_marker
             opening = self._literal(known)
             rules += [f"start: ({opening} thought BLANK?)? answer\n{self._thought(known)}"]
         return "\n".join(rules)

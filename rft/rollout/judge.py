@@ -131,6 +131,7 @@ class LocalJudge:
             max_tokens=min(max_tokens, room),
             keeps_allowed_tokens=False,
             schema=json.dumps(request.schema),
+            may_think=False,
         )
         return _Question(prompt.token_ids, settings, request.seed or 0)
 

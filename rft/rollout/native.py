@@ -227,7 +227,11 @@ class NativeSampler:
         self, index: int, sample: int, request: SampleRequest, settings: SamplingSettings
     ) -> _Live:
         schema = settings.schema
-        matcher = None if schema is None else self._grammars.start(schema, request.prompt_ids)
+        matcher = (
+            None
+            if schema is None
+            else self._grammars.start(schema, request.prompt_ids, settings.may_think)
+        )
         points = _uniforms_of(request, sample, settings)
         return _Live(index, sample, points, len(request.prompt_ids), matcher)
 

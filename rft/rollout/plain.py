@@ -118,7 +118,7 @@ class PlainSampler:
                 sample,
                 ids,
                 uniforms(*key, sample, settings.max_tokens),
-                None if schema is None else self._grammars.start(schema, ids),
+                None if schema is None else self._grammars.start(schema, ids, settings.may_think),
             )
             for sample in range(request.num_samples)
         ]

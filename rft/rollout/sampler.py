@@ -24,6 +24,8 @@ class SamplingSettings:
     """Whether completions carry what each token was drawn from; only training has a use for it."""
     schema: str | None = None
     """JSON text of the JSON schema that completions keep to; None: they are free."""
+    may_think: bool = True
+    """Whether a thinking block may stand before the JSON of a schema."""
 
 
 @dataclass(frozen=True, slots=True)

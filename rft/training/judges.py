@@ -1,6 +1,10 @@
 """The judges of this process that a job's graders name."""
 
+from collections.abc import Mapping
 from contextlib import nullcontext
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
 
 from rft.errors import JobError
 from rft.graders import local_judges
@@ -13,7 +17,8 @@ from rft.models import (
     load_model,
     load_tokenizer,
 )
-from rft.models.chat import ChatTemplate
+from rft.models.chat import ChatTemplate, template_source
+from rft.models.effort import effort_kwargs
 from rft.policy import BareModel, LoraShape, Policy, new_policy
 from rft.rollout.choose import open_sampler
 from rft.rollout.judge import LocalJudge
@@ -36,24 +41,30 @@ def judges_beside(
         if name == BASE:
             judges[name] = base_judge(policy, template, ends)
         else:
-            judges[name] = load_judge(name, name.removeprefix("local:"), job.engine.model)
+            model = name.removeprefix("local:")
+            judges[name] = load_judge(name, model, own_settings(job.engine.model))
     return judges
 
 
 def judges_alone(job: Job) -> dict[str, LocalJudge]:
     """The same where no policy is loaded, as when a single sample is graded."""
     return {
-        name: load_judge(
-            name,
-            job.model if name == BASE else name.removeprefix("local:"),
-            job.engine.model,
-        )
+        name: load_judge(name, job.model, job.engine.model)
+        if name == BASE
+        else load_judge(name, name.removeprefix("local:"), own_settings(job.engine.model))
         for name in local_judges(job.grader)
     }
 
 
-def base_judge(policy: Policy, template: ChatTemplate, ends: tuple[int, ...]) -> LocalJudge:
+def own_settings(settings: ModelSettings) -> ModelSettings:
+    """What of the policy's settings holds for another model too."""
+    kept = {key: getattr(settings, key) for key in ("device", "dtype", "trust_remote_code")}
+    return ModelSettings(**kept)
+
+
+def base_judge(policy: Policy, policys: ChatTemplate, ends: tuple[int, ...]) -> LocalJudge:
     """The policy's base without its adapter, by the sampler that serves its family."""
+    template = quiet_template(policys.tokenizer, policys.kwargs)
     transcriber = Transcriber(template.tokenizer, ends)
     length = context_length(policy.base.config)
     if policy.why_unpacked is not None:
@@ -76,12 +87,17 @@ def load_judge(name: str, model: str, settings: ModelSettings) -> LocalJudge:
             where="method.reinforcement.grader",
             remedy="export it merged (rft export --format merged) and name that folder",
         )
-    kept = {key: getattr(settings, key) for key in ("device", "dtype", "trust_remote_code")}
-    own = ModelSettings(**kept)
-    tokenizer = load_tokenizer(source, own)
-    device, dtype = choose_device_and_dtype(own)
-    base = load_model(source, own, dtype, device)
+    tokenizer = load_tokenizer(source, settings)
+    device, dtype = choose_device_and_dtype(settings)
+    base = load_model(source, settings, dtype, device)
     ends = end_token_ids(base.config, base.generation_config, tokenizer)
     policy = new_policy(base, LoraShape(1), 0)
     sampler = open_sampler(policy, Transcriber(tokenizer, ends), NUM_SLOTS)
-    return LocalJudge(name, sampler, ChatTemplate(tokenizer, {}), context_length(base.config))
+    template = quiet_template(tokenizer, settings.chat_template_kwargs)
+    return LocalJudge(name, sampler, template, context_length(base.config))
+
+
+def quiet_template(tokenizer: PreTrainedTokenizerBase, kwargs: Mapping[str, Any]) -> ChatTemplate:
+    """The chat template with thinking switched off where it can be: a judge's limit is for its reply."""
+    off = effort_kwargs(template_source(tokenizer), "low")
+    return ChatTemplate(tokenizer, {**kwargs, **off})

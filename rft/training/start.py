@@ -14,7 +14,8 @@ from rft.data import job_warnings
 from rft.errors import DiskError, JobError, PausedError, RunError
 from rft.graders import grader_parts
 from rft.job import Job, ResolvedJob, dump_job
-from rft.models.effort import effort_words
+from rft.models.chat import template_source
+from rft.models.effort import effort_kwargs, effort_words
 from rft.policy import Policy
 from rft.rollout.choose import slow_path_warnings
 from rft.rollout.sampler import Sampler
@@ -161,7 +162,7 @@ def _open(
             resumption, stop, report,
         )  # fmt: skip
         session.begin()
-        for note in _effort_notes(workshop.job):
+        for note in _effort_notes(workshop):
             session.say("info", note)
         warnings = (*slow_path_warnings(policy, sampler), *_warnings_of(workshop.job, rows))
         for warning in warnings:
@@ -276,12 +277,14 @@ def _machine(job: ResolvedJob, policy: Policy, sampler: Sampler, ranks: Ranks) -
     )
 
 
-def _effort_notes(job: ResolvedJob) -> list[str]:
+def _effort_notes(workshop: Workshop) -> list[str]:
     """What a reasoning effort came to, where one is asked for."""
-    effort = job.hyperparameters.reasoning_effort
+    job, effort = workshop.job, workshop.job.hyperparameters.reasoning_effort
     if effort == "default":
         return []
-    kwargs = job.engine.model.chat_template_kwargs
+    offered = effort_kwargs(template_source(workshop.tokenizer), effort)
+    given = job.engine.model.chat_template_kwargs
+    kwargs = {name: given[name] for name in offered}
     return [effort_words(effort, kwargs, job.engine.rollout.max_completion_tokens)]
 
 

@@ -4,8 +4,6 @@ schema and calls of tools go through a run, and a run that is resumed is the run
 import json
 import random
 import threading
-import time
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +11,10 @@ import pytest
 import yaml
 
 from rft.errors import PausedError
-from rft.graders.grader import Grader
 from rft.job import load_job
-from rft.rollout.collect import Collector, Draw, RolloutPlan
-from rft.rollout.randomness import Purpose
-from rft.rollout.sampler import Sampled, SampleRequest, SamplingSettings
 from rft.runs.documents import read_document
 from rft.runs.tables import read_table
 from rft.training.start import train
-from rft.types import Completion, Example, Grade, Item, Prompt, Sample
 from tests.jobs import write_job
 from tests.tiny import save_tiny_model
 from tests.unit.graders.loopback import Request, reply, serving
@@ -161,7 +154,9 @@ def test_a_judge_of_this_process_grades_answers_under_a_schema(local_run: Path) 
     assert usage[0]["model"] == "local:base" and usage[0]["train_prompt_tokens_count"] > 0
 
 
-def test_a_resumed_run_with_a_judge_is_one_that_never_stopped(local_job: Path, local_run: Path) -> None:
+def test_a_resumed_run_with_a_judge_is_one_that_never_stopped(
+    local_job: Path, local_run: Path
+) -> None:
     folder = local_job.parent / "resumed"
     with pytest.raises(PausedError):
         run_job(local_job, folder, "engine.budget.steps=2")
@@ -170,54 +165,3 @@ def test_a_resumed_run_with_a_judge_is_one_that_never_stopped(local_job: Path, l
     for step in range(1, 5):
         table = f"samples/step_{step}.parquet"
         assert read_table(folder / table) == read_table(local_run / table)
-
-
-class Slow(Grader):
-    """Takes a tenth of a second for each grade, as a judge behind a server does."""
-
-    @property
-    def name(self) -> str:
-        return "slow"
-
-    @property
-    def type(self) -> str:
-        return "score_model"
-
-    def grade(self, sample: Sample, item: Item) -> Grade:
-        time.sleep(0.1)
-        return Grade("slow", "score_model", 1.0, latency=0.1)
-
-
-class Dripping:
-    """Gives a completion every 5 ms."""
-
-    is_exact = True
-    facts: dict[str, object] = {}
-    spent: dict[str, float] = {}
-
-    def refresh(self) -> None: ...
-
-    def sample(
-        self, requests: Sequence[SampleRequest], settings: SamplingSettings
-    ) -> Iterator[Sampled]:
-        for index, request in enumerate(requests):
-            for sample in range(request.num_samples):
-                time.sleep(0.005)
-                text = f"answer {index} {sample}"
-                yield Sampled(index, sample, Completion((1,), (-1.0,), "stop", text, text))
-
-
-def test_200_slow_grades_overlap_with_decoding() -> None:
-    collector = Collector(Dripping(), Slow(), concurrency=16)
-    draws = [
-        Draw(row, Prompt(Example(row, ({"role": "user", "content": "x"},), {"row": row}), "", (1,)))
-        for row in range(25)
-    ]
-    plan = RolloutPlan(8, 0, Purpose.TRAIN, 1, SamplingSettings(1.0, 1.0, 4))
-    began = time.monotonic()
-    groups = collector.collect(draws, plan)
-    seconds = time.monotonic() - began
-    assert sum(len(group.rollouts) for group in groups) == 200
-    # sampling takes 1.0 s and grading 1.25 s: side by side, not one after the other
-    assert 1.25 <= seconds < 1.9
-    assert collector.seconds_waited < 0.8

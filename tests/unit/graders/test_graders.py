@@ -16,7 +16,6 @@ from rft.graders import (
     TextSimilarity,
     grader_parts,
     grader_warnings,
-    not_yet,
     open_grader,
     output_json_problems,
     output_tools_warnings,
@@ -74,36 +73,6 @@ def test_settings_default_to_the_products():
     assert (settings.timeout_seconds, settings.memory_mb) == (120, 2048)
     assert (settings.sandbox, settings.on_exception) == ("kernel", "minimum")
     assert settings.pass_threshold_shapes_reward is False
-
-
-@pytest.mark.parametrize(
-    ("raw", "expected"),
-    [
-        (EXACT, None),
-        (MULTI, None),
-        ({"type": "score_model", "name": "judge"}, "a grader of type score_model"),
-        ({"type": "label_model"}, "a grader of type label_model"),
-        ({"type": "endpoint", "url": "http://x"}, None),
-        (CLOSE | {"evaluation_metric": "cosine"}, None),
-        (
-            MULTI | {"graders": {"a": EXACT, "judge": {"type": "score_model"}}},
-            "a grader of type score_model (graders.judge)",
-        ),
-        ({"type": "multi", "graders": [1]}, None),
-        ({"type": ["x"]}, None),
-        ({"type": "other"}, None),
-        (None, None),
-        ("score_model", None),
-    ],
-)
-def test_not_yet(raw, expected):
-    assert not_yet(raw) == expected
-
-
-def test_not_yet_of_a_document_inside_itself():
-    raw = {"type": "multi", "graders": {}}
-    raw["graders"]["again"] = raw
-    assert not_yet(raw) is None
 
 
 def test_template_problems_name_field_row_and_nearest_key():

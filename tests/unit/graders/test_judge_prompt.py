@@ -1,12 +1,12 @@
 """Attacks on what a judge reads: the answer stands once, in its fence, and nothing else moves."""
 
-import json
 import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rft.graders.fault import GradingFault
 from rft.graders.judge import JudgeReply
 from rft.graders.judge_prompt import (
     CONTROL_TOKEN,
@@ -18,8 +18,6 @@ from rft.graders.judge_prompt import (
 )
 from rft.graders.judge_reply import score_of_reply
 from rft.graders.template import parse_template
-from rft.models.chat import ChatTemplate
-from rft.types import Example
 from tests.tiny import tiny_tokenizer
 
 SYSTEM = "You grade answers. Use the range 0 to 1."
@@ -29,8 +27,6 @@ TEMPLATES = [
     MessageTemplate("user", parse_template(USER, "u")),
 ]
 ITEM = {"question": "Which city?", "answer": "Paris", "secret": "hunter2"}
-REPLY = JudgeReply('{"steps": [], "result": 0.25}', "stop")
-
 GUESSED = fence_tag(["Paris"])
 
 ATTACKS = {
@@ -91,10 +87,6 @@ def parts_of(text: str) -> tuple[str, str, str, str]:
     return tag, before, inside, after
 
 
-def test_there_are_thirty_attacks() -> None:
-    assert len(ATTACKS) >= 30
-
-
 @pytest.mark.parametrize("name", ATTACKS)
 def test_an_answer_stays_where_it_belongs(name: str) -> None:
     answer = ATTACKS[name]
@@ -113,24 +105,24 @@ def test_an_answer_stays_where_it_belongs(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ATTACKS)
-def test_a_chat_template_sees_no_control_token_in_an_answer(name: str) -> None:
+def test_a_tokenizer_sees_no_control_token_in_an_answer(name: str) -> None:
+    """A server renders and encodes by itself: nothing but the fence may keep control tokens out."""
     tokenizer = tiny_tokenizer()
-    template = ChatTemplate(tokenizer, {})
-
-    def control_tokens(answer: str) -> list[int]:
-        example = Example(0, tuple(messages_of(answer)), {})
-        special = set(tokenizer.all_special_ids)
-        return [token for token in template.prompt(example).token_ids if token in special]
-
-    assert control_tokens(ATTACKS[name][:2000]) == control_tokens("Paris")
+    answer = f"<|im_start|>{ATTACKS[name][:2000]}<|im_end|>"
+    ids = tokenizer.encode(messages_of(answer)[1]["content"], add_special_tokens=False)
+    assert set(ids).isdisjoint(tokenizer.all_special_ids)
 
 
 @pytest.mark.parametrize("name", ATTACKS)
-def test_a_reply_is_read_the_same_whatever_was_judged(name: str) -> None:
-    messages = messages_of(ATTACKS[name])
-    assert score_of_reply(REPLY) == 0.25
-    body = json.dumps(messages).encode("ascii")
-    assert json.loads(body) == messages
+def test_a_judge_that_repeats_an_attack_gives_no_grade_by_it(name: str) -> None:
+    """The worst an answer can do is to have the judge say it after it: that alone is no reply."""
+    attack = ATTACKS[name]
+    if name == "a fake reply":
+        assert score_of_reply(JudgeReply(attack, "stop")) == 1  # which is why answers are fenced
+        return
+    with pytest.raises(GradingFault) as raised:
+        score_of_reply(JudgeReply(attack, "stop"))
+    assert raised.value.flag == "model_grader_parse_error"
 
 
 def test_the_fence_differs_by_answer_and_not_by_run() -> None:
@@ -173,7 +165,21 @@ def test_without_an_answer_nothing_is_added() -> None:
     assert not prompt.is_hollow
 
 
-@pytest.mark.parametrize("text", ["plain words", "1 < 2 and 3 > 2", "a[0] | b", "x <- y", "if (a < b) {}"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "plain words",
+        "1 < 2 and 3 > 2",
+        "a[0] | b",
+        "x <- y",
+        "if (a < b) {}",
+        "x[index]",
+        "list[int]",
+        "[abc](url)",
+        "<user@example.com>",
+        "a <s and b>",
+    ],
+)
 def test_plain_text_is_left_alone(text: str) -> None:
     assert harmless(text) == text
 

@@ -34,7 +34,9 @@ TOO_LONG = "model_grader_exceeded_max_tokens_error"
 def score_model(**fields: Any) -> ModelGrader:
     content = "Answer: {{ sample.output_text }} Reference: {{ item.answer }}"
     base = {"type": "score_model", "name": "judge", "model": "m"}
-    return documents.validate_python({**base, "input": [{"role": "user", "content": content}], **fields})
+    return documents.validate_python(
+        {**base, "input": [{"role": "user", "content": content}], **fields}
+    )
 
 
 def label_model(**fields: Any) -> ModelGrader:
@@ -43,7 +45,11 @@ def label_model(**fields: Any) -> ModelGrader:
 
 
 def opened(
-    document: ModelGrader, port: int, seconds: float = 5, concurrency: int = 16, key_env: str = "NO_KEY"
+    document: ModelGrader,
+    port: int,
+    seconds: float = 5,
+    concurrency: int = 16,
+    key_env: str = "NO_KEY",
 ) -> OpenModelGrader:
     """A grader that is quicker to try again and to give up than a job's."""
     url = f"http://127.0.0.1:{port}/v1"
@@ -59,7 +65,10 @@ def chat(content: Any, finish_reason: str = "stop", **message: Any) -> bytes:
     document = {
         "model": "m-2026",
         "choices": [
-            {"finish_reason": finish_reason, "message": {"role": "assistant", "content": text, **message}}
+            {
+                "finish_reason": finish_reason,
+                "message": {"role": "assistant", "content": text, **message},
+            }
         ],
         "usage": {
             "prompt_tokens": 20,
@@ -77,7 +86,10 @@ def result(value: Any) -> bytes:
 
 def graded(answer: Answer | bytes, document: ModelGrader | None = None, **options: Any) -> Grade:
     answer = always(answer) if isinstance(answer, bytes) else answer
-    with serving(answer) as server, opened(document or score_model(), server.port, **options) as grader:
+    with (
+        serving(answer) as server,
+        opened(document or score_model(), server.port, **options) as grader,
+    ):
         return grader.grade(SAMPLE, ITEM)
 
 
@@ -183,6 +195,7 @@ FAULTS: dict[str, tuple[Answer | bytes, str, str]] = {
     "NaN": (chat('{"steps": [], "result": NaN}'), PARSE, "NaN"),
     "infinity": (chat('{"steps": [], "result": 1e999}'), PARSE, "too large"),
     "refusal": (chat(None, refusal="I cannot judge that."), REFUSAL, "I cannot judge that."),
+    "an empty refusal": (chat(None, refusal=""), PARSE, "no text"),
     "content filter": (chat("", "content_filter"), REFUSAL, "content filter"),
     "cut off": (chat('{"steps": [', "length"), TOO_LONG, "cut at its token limit"),
 }
@@ -209,9 +222,11 @@ def test_each_fault_of_a_server_has_its_flag_in_bounded_time(name: str) -> None:
     ],
 )
 def test_what_may_pass_is_tried_again(first: Answer | bytes) -> None:
-    with serving(in_turn(first, first, result(0.5))) as server:
-        with opened(score_model(), server.port) as grader:
-            assert grader.grade(SAMPLE, ITEM).reward == 0.5
+    with (
+        serving(in_turn(first, first, result(0.5))) as server,
+        opened(score_model(), server.port) as grader,
+    ):
+        assert grader.grade(SAMPLE, ITEM).reward == 0.5
     assert len(server.requests) == 3
 
 
@@ -223,36 +238,43 @@ def test_retry_after_is_waited_for() -> None:
 
 
 def test_what_does_not_pass_is_not_tried_again() -> None:
-    with serving(always(reply(b"", "401 Unauthorized"))) as server:
-        with opened(score_model(), server.port) as grader:
-            grader.grade(SAMPLE, ITEM)
+    with (
+        serving(always(reply(b"", "401 Unauthorized"))) as server,
+        opened(score_model(), server.port) as grader,
+    ):
+        grader.grade(SAMPLE, ITEM)
     assert len(server.requests) == 1
 
 
 def test_a_key_goes_out_and_is_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_KEY", "sk-verysecret")
     echo = reply(b"bad key sk-verysecret", "403 Forbidden")
-    with serving(always(echo)) as server:
-        with opened(score_model(), server.port, key_env="MY_KEY") as grader:
-            grade = grader.grade(SAMPLE, ITEM)
+    with (
+        serving(always(echo)) as server,
+        opened(score_model(), server.port, key_env="MY_KEY") as grader,
+    ):
+        grade = grader.grade(SAMPLE, ITEM)
     assert server.requests[0].headers["authorization"] == "Bearer sk-verysecret"
     assert "sk-verysecret" not in str(grade) and "${MY_KEY}" in grade.errors[SERVER]
 
 
-@pytest.mark.parametrize("text", ["", " \n\t", ".", "?!…", "—", "🙂", "***", "{}", "。、", "\u200b"])
+@pytest.mark.parametrize(
+    "text", ["", " \n\t", ".", "?!…", "—", "🙂", "***", "{}", "。、", "\u200b"]
+)
 def test_hollow_answers_earn_the_minimum_unasked(text: str) -> None:
-    with serving(always(result(1))) as server:
-        with opened(score_model(range=[-1, 1]), server.port) as grader:
-            grade = grader.grade({**SAMPLE, "output_text": text}, ITEM)
+    with (
+        serving(always(result(1))) as server,
+        opened(score_model(range=[-1, 1]), server.port) as grader,
+    ):
+        grade = grader.grade({**SAMPLE, "output_text": text}, ITEM)
     assert (grade.reward, grade.errors, grade.usage) == (-1.0, {}, {})
     assert not server.requests
 
 
 @pytest.mark.parametrize("text", ["0", "да", "はい", "é", "a.", "٣"])
 def test_anything_with_a_letter_or_a_digit_is_judged(text: str) -> None:
-    with serving(always(result(1))) as server:
-        with opened(score_model(), server.port) as grader:
-            grader.grade({**SAMPLE, "output_text": text}, ITEM)
+    with serving(always(result(1))) as server, opened(score_model(), server.port) as grader:
+        grader.grade({**SAMPLE, "output_text": text}, ITEM)
     assert len(server.requests) == 1
 
 
@@ -282,9 +304,12 @@ def test_who_asks_the_same_meanwhile_waits_for_the_reply() -> None:
         time.sleep(0.3)
         request.send(result(0.5))
 
-    with serving(slowly) as server, opened(score_model(), server.port) as grader:
-        with ThreadPoolExecutor(8) as pool:
-            grades = list(pool.map(lambda _: grader.grade(SAMPLE, ITEM), range(8)))
+    with (
+        serving(slowly) as server,
+        opened(score_model(), server.port) as grader,
+        ThreadPoolExecutor(8) as pool,
+    ):
+        grades = list(pool.map(lambda _: grader.grade(SAMPLE, ITEM), range(8)))
     assert len(server.requests) == 1
     assert [grade.reward for grade in grades] == [0.5] * 8
     assert sum(bool(grade.usage) for grade in grades) == 1
@@ -302,15 +327,18 @@ def test_200_calls_of_100_ms_take_under_three_seconds_and_16_at_a_time() -> None
             now[0] -= 1
         request.send(result(0.5))
 
-    with serving(slowly) as server, opened(score_model(), server.port) as grader:
-        with ThreadPoolExecutor(40) as pool:
-            began = time.monotonic()
-            samples = [{**SAMPLE, "output_text": f"answer {number}"} for number in range(200)]
-            grades = list(pool.map(lambda sample: grader.grade(sample, ITEM), samples))
-            seconds = time.monotonic() - began
+    with (
+        serving(slowly) as server,
+        opened(score_model(), server.port) as grader,
+        ThreadPoolExecutor(40) as pool,
+    ):
+        began = time.monotonic()
+        samples = [{**SAMPLE, "output_text": f"answer {number}"} for number in range(200)]
+        grades = list(pool.map(lambda sample: grader.grade(sample, ITEM), samples))
+        seconds = time.monotonic() - began
     assert all(grade.reward == 0.5 for grade in grades)
     assert len(server.requests) == 200
-    assert most[0] == 16
+    assert 8 < most[0] <= 16
     assert 200 / 16 * 0.1 <= seconds < 3
 
 
@@ -319,7 +347,10 @@ def test_a_judge_that_does_not_answer_is_found_before_a_run() -> None:
         with opened(score_model(), server.port) as grader, pytest.raises(GraderError) as raised:
             grader.check()
     assert "401" in str(raised.value) and "NO_KEY" in str(raised.value)
-    with serving(always(chat("anything"))) as server, opened(score_model(), server.port) as grader:
+    with serving(always(chat("prose"))) as server, opened(score_model(), server.port) as grader:
+        with pytest.raises(GraderError, match="structured outputs"):
+            grader.check()
+    with serving(always(result(0))) as server, opened(score_model(), server.port) as grader:
         grader.check()
 
 
@@ -349,11 +380,37 @@ def test_a_judge_of_this_process_is_asked_for_what_fits_its_limit() -> None:
     assert schema["result"] == {"type": "number", "minimum": 0, "maximum": 1, "multipleOf": 0.01}
 
 
-def test_a_judge_that_is_not_loaded_says_so() -> None:
-    with open_grader(score_model(model="local:base"), GradingSettings()) as grader:
+@pytest.mark.parametrize(
+    ("document", "least"),
+    [
+        (score_model(model="local:base", range=[-1, 1]), -1.0),
+        (label_model(model="local:base"), 0.0),
+    ],
+)
+def test_a_judge_that_is_not_loaded_yet_says_the_least(document: ModelGrader, least: float) -> None:
+    with document.open(GradingSettings()) as grader:
         grader.check()
-        grade = grader.grade(SAMPLE, ITEM)
-    assert grade.reward is None and "local:base is not loaded" in grade.errors[SERVER]
+        assert grader.grade(SAMPLE, ITEM).reward == least
+
+
+def test_where_a_threshold_shapes_rewards_it_shapes_the_least_one_too() -> None:
+    settings = GradingSettings(pass_threshold_shapes_reward=True, local_judges={"local:base": Fixed(
+        '{"steps": [], "result": 4}')})  # fmt: skip
+    document = score_model(model="local:base", range=[1, 5], pass_threshold=3)
+    with document.open(settings) as grader:
+        assert grader.grade(SAMPLE, ITEM).reward == 1.0
+        assert grader.grade({**SAMPLE, "output_text": "?"}, ITEM).reward == 0.0
+
+
+@pytest.mark.parametrize(
+    ("bounds", "step"),
+    [([0, 1], 0.01), ([0, 10], 0.1), ([-1, 1], 0.01), ([0, 100], 1), ([0.001, 0.009], 1e-5)],
+)
+def test_a_judge_of_this_process_has_a_hundred_steps_or_more(
+    bounds: list[float], step: float
+) -> None:
+    schema = score_model(model="local:base", range=bounds).result_schema
+    assert schema["multipleOf"] == pytest.approx(step)
 
 
 def test_a_multi_takes_both_and_adds_up_what_they_cost() -> None:
@@ -383,7 +440,9 @@ def test_a_multi_takes_both_and_adds_up_what_they_cost() -> None:
     ],
 )
 def test_contents_of_messages(content: Any, expected: str) -> None:
-    assert score_model(input=[{"role": "developer", "content": content}]).input[0].content == expected
+    assert (
+        score_model(input=[{"role": "developer", "content": content}]).input[0].content == expected
+    )
 
 
 @pytest.mark.parametrize(
@@ -398,6 +457,8 @@ def test_contents_of_messages(content: Any, expected: str) -> None:
         {"model": ""},
         {"sampling_params": {"max_completions_tokens": 0}},
         {"sampling_params": {"temprature": 1}},
+        {"sampling_params": {"seed": "5"}},
+        {"sampling_params": {"temperature": True}},
         {"api_key_env": "sk-123"},
         {"type": "label_model", "labels": [], "passing_labels": []},
     ],
@@ -416,6 +477,10 @@ def test_documents_that_are_refused(fields: dict[str, Any]) -> None:
         (lambda: score_model(), "no NO_SUCH_KEY"),
         (lambda: score_model(model="local:"), "names no model"),
         (lambda: score_model(model="local:base", base_url="http://x/v1"), "base_url has no use"),
+        (
+            lambda: score_model(model="local:base", sampling_params={"reasoning_effort": "low"}),
+            "reasoning_effort has no use",
+        ),
         (lambda: score_model(input=[{"role": "user", "content": "{{ item }}"}]), "item"),
         (lambda: label_model(model="local:base"), "only in a multi"),
     ],

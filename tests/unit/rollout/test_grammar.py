@@ -86,6 +86,20 @@ def test_a_block_that_the_prompt_closed_is_not_opened_again(make) -> None:
     assert not accepts(tokenizer, '<think>x</think>{"a":1}', prompt)
 
 
+@pytest.mark.parametrize("make", [thinking_tokenizer, writing_tokenizer])
+def test_a_block_can_be_kept_empty(make) -> None:
+    tokenizer = make()
+
+    def accepted(text: str, prompt: str) -> bool:
+        ids = tokenizer.encode(text, add_special_tokens=False)
+        start = grammars(tokenizer).start(SCHEMA, tokenizer.encode(prompt), may_think=False)
+        return start.validate_tokens([*ids, END]) == len(ids) + 1
+
+    assert accepted('{"a":1}', "hi") and not accepted('<think></think>{"a":1}', "hi")
+    assert accepted('</think>\n{"a":1}', "hi <think>\n")
+    assert not accepted('x</think>{"a":1}', "hi <think>\n")
+
+
 def test_a_model_that_does_not_think_may_not() -> None:
     assert not accepts(tiny_tokenizer(), '<think>x</think>{"a":1}')
 
