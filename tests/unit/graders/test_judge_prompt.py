@@ -165,21 +165,13 @@ def test_without_an_answer_nothing_is_added() -> None:
     assert not prompt.is_hollow
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "plain words",
-        "1 < 2 and 3 > 2",
-        "a[0] | b",
-        "x <- y",
-        "if (a < b) {}",
-        "x[index]",
-        "list[int]",
-        "[abc](url)",
-        "<user@example.com>",
-        "a <s and b>",
-    ],
+PLAIN = (
+    *("plain words", "1 < 2 and 3 > 2", "a[0] | b", "x <- y", "if (a < b) {}", "x[index]"),
+    *("list[int]", "[abc](url)", "<user@example.com>", "a <s and b>"),
 )
+
+
+@pytest.mark.parametrize("text", PLAIN)
 def test_plain_text_is_left_alone(text: str) -> None:
     assert harmless(text) == text
 
