@@ -86,6 +86,10 @@ class Document(BaseModel):
     name: str = Field(min_length=1)
     """Names the grader in metrics and errors."""
 
+    def least_reward(self, settings: GradingSettings) -> float:
+        """What a fault of the sample earns, and in an evaluation a sample without a reward."""
+        return 0.0
+
     @abstractmethod
     def problems(self, where: str) -> list[Problem]:
         """The faults that can be seen without a sample."""

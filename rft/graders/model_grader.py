@@ -152,10 +152,6 @@ class ModelGrader(Document):
     def result_without(self) -> Any:
         """A result that the least reward comes of."""
 
-    def least_reward(self, settings: GradingSettings) -> float:
-        """What a hollow answer earns, and a fault of the sample."""
-        return 0.0
-
     def problems(self, where: str) -> list[Problem]:
         problems = []
         for index, message in enumerate(self.input):

@@ -1,6 +1,7 @@
 """A job file and overrides → a Job, or an error with everything that is wrong with it."""
 
 import os
+import re
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,8 +143,14 @@ def _inner_faults(job: Job) -> list[Fault]:
     faults = contradictions(job)
     for problem in problems_of(job.grader, dotted(GRADER), job.grading_settings):
         what = f"{problem.where}: {problem.what}"
-        faults.append(Fault(tuple(problem.where.split(".")), what, problem.remedy))
+        faults.append(Fault(_key_path(problem.where), what, problem.remedy))
     return faults
+
+
+def _key_path(where: str) -> KeyPath:
+    """The path that a dotted place spells: `a.input[0].content`."""
+    steps = re.findall(r"\[([0-9]{1,9})\]|([^.\[]+|\[)", where)
+    return tuple(int(index) if index else key for index, key in steps)
 
 
 def _inside(path: KeyPath, sections: Set[KeyPath]) -> bool:

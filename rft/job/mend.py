@@ -18,6 +18,7 @@ GRADER_STAND_INS: Mapping[str, Any] = {
     "operation": "eq",
     "evaluation_metric": "rouge_1",
     "calculate_output": "0",
+    "base_url": "http://localhost",
 }
 """By the key of a grader's field; none of them makes a fault of its own."""
 JOB_STAND_INS: Mapping[KeyPath, Any] = {
@@ -27,6 +28,7 @@ JOB_STAND_INS: Mapping[KeyPath, Any] = {
     ("method",): {"type": "reinforcement"},
     ("method", "type"): "reinforcement",
     REINFORCEMENT: {},
+    ("engine", "grading", "judge", "base_url"): "http://localhost",
 }
 
 

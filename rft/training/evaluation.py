@@ -15,10 +15,6 @@ from rft.training.clock import Clock
 from rft.training.ranks import Ranks
 from rft.types import MAX_UNGRADED_FRACTION, Grade, Group, Prompt
 
-MINIMUM_REWARD = 0.0
-"""What an ungraded sample counts as in `valid_reward_mean`: the minimum of every grader there is."""
-
-
 NUM_CANARY_ROWS = 8
 """Validation rows whose canaries are graded at each evaluation: 32 grades at most."""
 
@@ -43,6 +39,8 @@ class Evaluation:
     seconds: float
     canaries: tuple[CanaryGrade, ...] = ()
     """Graded anew, on a few rows."""
+    least_reward: float = 0.0
+    """The grader's: what an ungraded sample counts as in `valid_reward_mean`."""
 
     @property
     def reward_mean(self) -> float:
@@ -87,7 +85,10 @@ class Evaluation:
 
     def _rewards(self) -> list[list[float]]:
         return [
-            [MINIMUM_REWARD if r.grade.reward is None else r.grade.reward for r in group.rollouts]
+            [
+                self.least_reward if r.grade.reward is None else r.grade.reward
+                for r in group.rollouts
+            ]
             for group in self.groups
         ]
 
@@ -125,7 +126,8 @@ def evaluate(
     groups = sorted(ranks.gather(mine), key=lambda group: group.ordinal)
     canaries = sorted(ranks.gather(canary_grades), key=_canary_order)
     seconds = clock.seconds()["full_iteration"]
-    return Evaluation(step, tuple(groups), seconds, tuple(canaries))
+    least = job.grader.least_reward(job.grading_settings)
+    return Evaluation(step, tuple(groups), seconds, tuple(canaries), least)
 
 
 AskedCanary = tuple[int, Canary]
