@@ -41,9 +41,25 @@ class Product:
         return (matrix,) if self.bias is None else (matrix, self.bias.data_ptr())
 
     def __call__(self, x: Float[Tensor, "*batch K"]) -> Float[Tensor, "*batch N"]:
-        if self.is_packed:
+        if not self.is_packed:
+            return F.linear(x, self._matrix, self.bias)
+        num_rows = x.shape[:-1].numel()
+        num_spare = padded(num_rows) - num_rows
+        if num_spare == 0:
             return _packed_product(x, self._matrix, self.bias)
-        return F.linear(x, self._matrix, self.bias)
+        rows = F.pad(x.flatten(0, -2), (0, 0, 0, num_spare))
+        product = _packed_product(rows, self._matrix, self.bias)
+        return product[:num_rows].view(*x.shape[:-1], -1)
+
+
+def padded(num_rows: int) -> int:
+    """How many rows a packed product of `num_rows` is computed for: sixteen counts between n and 2n.
+
+    For each count oneDNN makes a kernel, half a megabyte, and keeps a thousand: with as many counts as there
+    are lengths they would take half a gigabyte, and as much again in what they cut the heap into.
+    """
+    step = 1 << max(0, num_rows.bit_length() - 5)
+    return -(-num_rows // step) * step
 
 
 @functools.cache

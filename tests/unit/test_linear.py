@@ -1,10 +1,12 @@
 """Packed products: what they compute, and that they are used."""
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
 
-from rft.linear import Product, packing_works
+from rft.linear import Product, packing_works, padded
 
 
 def test_this_torch_packs() -> None:
@@ -47,3 +49,35 @@ def test_other_number_formats_take_the_plain_kernel() -> None:
     assert torch.equal(product(x), F.linear(x, matrix))
     product.replace(-matrix)
     assert torch.equal(product(x), F.linear(x, -matrix))
+
+
+@pytest.mark.parametrize("num_rows", [31, 32, 33, 130, 257])
+def test_spare_rows_change_no_row(num_rows: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    matrix, x = torch.randn(24, 40, generator=generator), torch.randn(num_rows, 40)
+    product = Product(matrix)
+    found = product(x[None])
+    assert found.shape == (1, num_rows, 24) and found.is_contiguous()
+    assert (found[0] - x @ matrix.T).norm() < 1e-5 * found.norm()
+    spare = torch.full((padded(num_rows) - num_rows, 40), 7.0)
+    assert torch.equal(product(torch.cat([x, spare]))[:num_rows], found[0])
+
+
+def test_few_row_counts_are_computed_for() -> None:
+    counts = {padded(n) for n in range(1, 4097)}
+    assert len(counts) <= 32 + 16 * 7 + 1
+    assert all(n <= padded(n) <= n * 17 / 16 for n in range(1, 4097))
+    assert all(padded(n) == n for n in range(32))
+    assert all(padded(n) == n for n in counts)
+
+
+def test_many_row_counts_take_little_memory() -> None:
+    product, x = Product(torch.randn(64, 64)), torch.randn(2048, 64)
+    before = resident_bytes()
+    for num_rows in range(1024, 2048, 3):
+        product(x[:num_rows])
+    assert resident_bytes() - before < 40e6
+
+
+def resident_bytes() -> int:
+    return 4096 * int(Path("/proc/self/statm").read_text().split()[1])

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from rft.head import read_head
+from rft.linear import Product
 from rft.rollout.invariance import (
     MOST_PROMPT_ROWS,
     PROMPT_ROW_MULTIPLE,
@@ -61,17 +62,15 @@ def test_rows_of_a_pass_over_prompts(max_prompt_rows: int, num_tokens: int, rows
 
 
 def test_a_matrix_whose_rows_depend_on_their_number_keeps_prompts_apart() -> None:
-    class Moody:
+    class Moody(Product):
         """Other kernels take over beyond 100 rows."""
-
-        shape = (8, 64)
 
         def __call__(self, x: torch.Tensor) -> torch.Tensor:
             return x[:, :8] * (1 + 1e-6 * (len(x) > 100))
 
     policy = tiny_policy()
-    products = [*policy.merged.products, Moody()]
-    invariance = row_invariance(policy.merged.model, policy.head, 8, products)  # type: ignore[arg-type]
+    products = [*policy.merged.products, Moody(torch.zeros(8, 64))]
+    invariance = row_invariance(policy.merged.model, policy.head, 8, products)
     assert invariance == RowInvariance(invariance.min_rows, True, 0)
 
 
