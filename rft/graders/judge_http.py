@@ -27,11 +27,14 @@ from rft.graders.http import (
 )
 from rft.graders.judge import JudgeReply, JudgeRequest, JudgeSettings
 from rft.graders.judge_reply import fault
+from rft.types import Message
 
 OPENAI_HOST = "api.openai.com"
 REQUESTS_PER_SECOND = 1000.0
 """The number of calls under way is what is limited."""
 PRIVATE_HOSTS_KEY = "engine.grading.endpoint.private_hosts"
+MAX_NAME = 100
+"""Characters of a model's name; a longer one is none."""
 REMEDIES = {
     401: "set {key_env} to a valid key",
     403: "set {key_env} to a key that may use this model",
@@ -86,7 +89,7 @@ class HttpJudge:
     def _document(self, request: JudgeRequest) -> dict[str, Any]:
         document: dict[str, Any] = {
             "model": self._model,
-            "messages": [dict(message) for message in request.messages],
+            "messages": [self._message(message) for message in request.messages],
             "response_format": {
                 "type": "json_schema",
                 "json_schema": {
@@ -104,6 +107,11 @@ class HttpJudge:
             "reasoning_effort": request.reasoning_effort,
         }
         return {key: value for key, value in document.items() if value is not None}
+
+    def _message(self, message: Message) -> dict[str, Any]:
+        """`developer` is `system` to servers whose models' templates do not know it."""
+        is_renamed = message["role"] == "developer" and not self._is_openai
+        return {**message, "role": "system"} if is_renamed else dict(message)
 
     def _headers(self) -> dict[str, str]:
         headers = {
@@ -126,15 +134,21 @@ class HttpJudge:
         content, refusal = message.get("content"), message.get("refusal") or None
         if choice.get("finish_reason") == "content_filter":
             refusal = refusal or "its content filter"
-        if refusal is None and not isinstance(content, str):
+        is_cut = choice.get("finish_reason") == "length"
+        if refusal is None and not is_cut and not isinstance(content, str):
             raise self._parse_fault("the message has no text", reply)
         return JudgeReply(
             text=self._without_key(content) if isinstance(content, str) else "",
-            finish_reason="length" if choice.get("finish_reason") == "length" else "stop",
+            finish_reason="length" if is_cut else "stop",
             refusal=None if refusal is None else self._without_key(str(refusal)),
             usage=usage_of(document.get("usage")),
-            model=model if isinstance(model := document.get("model"), str) else self._model,
+            model=self._name_of(document.get("model")),
         )
+
+    def _name_of(self, model: Any) -> str:
+        """The model that says it answered; the one that was asked where it says nothing usable."""
+        is_name = isinstance(model, str) and model.isprintable() and len(model) <= MAX_NAME
+        return self._without_key(model) if is_name else self._model
 
     def _parse_fault(self, what: str, reply: Reply) -> GradingFault:
         return fault(
@@ -167,8 +181,9 @@ def usage_of(usage: Any) -> dict[str, int]:
 
 
 def completions_url(base_url: str, where: str) -> Url:
-    """Where chat completions are posted; raises GraderError."""
-    return parse_url(f"{base_url.rstrip('/')}/chat/completions", where)
+    """Where chat completions are posted, a query of the base kept behind; raises GraderError."""
+    base, mark, query = base_url.partition("?")
+    return parse_url(f"{base.rstrip('/')}/chat/completions{mark}{query}", where)
 
 
 def is_loopback(host: str) -> bool:

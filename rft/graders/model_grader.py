@@ -285,7 +285,11 @@ class OpenModelGrader(Grader):
             return
         question = "This is a test of the connection. Reply in the structure you are asked for."
         try:
-            self._judged(self._request(JudgePrompt(({"role": "user", "content": question},), ())))
+            self._judged(
+                self._request(
+                    JudgePrompt(({"role": "user", "content": question},), is_hollow=False)
+                )
+            )
         except GradingFault as error:
             remedies = {
                 "model_grader_server_error": f"start it, or correct base_url, model or key ({JUDGE_KEY})",

@@ -110,7 +110,10 @@ class Collector:
                 self.num_collected += 1
                 reach("rollout.sampled")
                 pending[place] = self._grades.submit(sample, example.item, pool)
-            grades = self._await(pending, pool)
+            began = time.monotonic()
+            self._serve(pool)
+            self.seconds_waited += time.monotonic() - began
+            grades = self._await(pending)
         reach("rollout.graded")
         return [
             Group(
@@ -141,14 +144,17 @@ class Collector:
         """Each pair's grade by a new call of the grader, made while the body of the `with` runs."""
         with self._pool() as pool:
             grades = [pool.submit(self._grader.grade, sample, item) for sample, item in pairs]
-            yield [partial(self._served, pool, grade.result) for grade in grades]
+            yield [partial(self._graded, pool, grade) for grade in grades]
 
-    def _served(self, pool: GradingPool, grade: PendingGrade) -> Grade:
-        """The grade; whatever waits for a judge is answered first."""
+    def _graded(self, pool: GradingPool, grade: Future[Grade]) -> Grade:
+        self._serve(pool)
+        return grade.result()
+
+    def _serve(self, pool: GradingPool) -> None:
+        """Let the judges answer until no grade is left that could ask them."""
         while self._judges and pool.num_open:
             for judge in self._judges:
                 judge.serve(PATIENCE_SECONDS)
-        return grade()
 
     @contextmanager
     def _pool(self) -> Iterator[GradingPool]:
@@ -167,12 +173,12 @@ class Collector:
                 self._open_pool = None
 
     def _await(
-        self, pending: Mapping[tuple[int, int], PendingGrade], pool: GradingPool
+        self, pending: Mapping[tuple[int, int], PendingGrade]
     ) -> dict[tuple[int, int], Grade]:
         began = time.monotonic()
         grades: dict[tuple[int, int], Grade] = {}
         for place, grade in pending.items():
-            grades[place] = self._served(pool, grade)
+            grades[place] = grade()
             self.num_collected += 1
         self.seconds_waited += time.monotonic() - began
         return grades

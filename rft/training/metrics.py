@@ -361,10 +361,11 @@ def judge_usage(rollouts: Sequence[Rollout]) -> dict[str, float]:
     grades = judged_grades(rollouts)
     if not grades:
         return {}
-    return {
-        f"timing/judge_{kind}": sum(grade.usage.get(kind, 0) for grade in grades)
+    read, written = (
+        sum(grade.usage.get(kind, 0) for grade in grades)
         for kind in ("prompt_tokens", "completion_tokens")
-    }
+    )
+    return {"timing/judge_prompt_tokens": read, "timing/judge_completion_tokens": written}
 
 
 def _entry(part: Part) -> dict[str, Any]:

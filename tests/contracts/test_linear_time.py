@@ -114,7 +114,7 @@ JOBS = [
     Growing("merged keys", 600, lambda n: f"{JOB}metadata: {{<<: {keys(n)}}}\n"),
     Growing("aliases", 300, lambda n: f"{JOB}metadata: {{a: &a x, b: [{'*a, ' * n}]}}\n"),
     Growing("many graders", 10, lambda n: graders(n, "{type: python, source: 'grade = 1'}")),
-    Growing("unbuilt graders", 100, lambda n: graders(n, "{type: score_model}")),
+    Growing("judges without anything", 100, lambda n: graders(n, "{type: score_model}")),
     Growing("faulty graders", 50, lambda n: graders(n, "{type: string_check, x: 1}")),
     Growing("unknown keys", 200, lambda n: JOB + "".join(f"k{i}: 1\n" for i in range(n))),
     Growing("keys twice", 200, lambda n: JOB + "k: 1\n" * n),

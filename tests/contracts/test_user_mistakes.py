@@ -30,6 +30,13 @@ method:
       operation: eq
 """
 ROW = json.dumps({"messages": [{"role": "user", "content": "2+2?"}], "answer": "4"})
+GRADER = JOB[JOB.index("      type: string_check") :]
+JUDGE = """\
+      type: score_model
+      name: judge
+      model: m
+      input: [{role: user, content: "{{ sample.output_text }}"}]
+"""
 LAST = JOB.count("\n") + 1
 """The line that stands after the job."""
 
@@ -304,12 +311,35 @@ MISTAKES = [
         job=replaced("type: reinforcement", "type: dpo"),
     ),
     Mistake(
-        "a judge",
-        NotYetError,
-        "score_model is not built yet",
-        "job.yaml:8:7",
-        "use a type that is built",
-        job=replaced("string_check", "score_model"),
+        "a judge without a question",
+        JobError,
+        "`method.reinforcement.grader.input` is missing",
+        "job.yaml:7:5",
+        "add `input: …`",
+        job=replaced(
+            GRADER,
+            JUDGE.replace('      input: [{role: user, content: "{{ sample.output_text }}"}]\n', ""),
+        ),
+    ),
+    Mistake(
+        "a judge that is nowhere",
+        JobError,
+        "the environment has no NO_SUCH_KEY, the key for api.openai.com",
+        "job.yaml:10:14",
+        "or write model: local:base",
+        job=replaced(GRADER, JUDGE.replace("m\n", "m\n      api_key_env: NO_SUCH_KEY\n", 1)),
+    ),
+    Mistake(
+        "a label at the top",
+        JobError,
+        "a label_model stands only in a multi",
+        "job.yaml:8:13",
+        "make it a part of a multi",
+        job=replaced(
+            GRADER,
+            JUDGE.replace("score_model", "label_model").replace("model: m", "model: local:base")
+            + "      labels: [good, bad]\n      passing_labels: [good]\n",
+        ),
     ),
     Mistake(
         "a grammar",

@@ -139,7 +139,6 @@ def test_the_command_line_tells_them_in_a_line_each(
         ((("training_file: train", "training_fil: train"),), 1),
         ((("validation_file: valid.jsonl\n", ""),), 0),
         ((("  type: reinforcement\n", "  type: dpo\n"),), 0),
-        ((("type: python", "type: score_model"),), 0),
         ((('source: "def grade(sample, item): return 1.0"', "source: 3"),), 0),
         ((("      calculate_output", "      x: 1\n      calculate_output"),), 0),
         ((("    grader:\n", "    grader: []\n    grader_:\n"),), 1),
@@ -171,7 +170,6 @@ def test_faults_of_parts_that_remain_are_told_beside_a_part_of_unknown_type(tmp_
         (("          name: exact\n", "          name: 3\n"),),
         (('input: "{{ sample.output_text }}"', "inputt: x"),),
         (("type: python", "type: endpoint"), ("source:", "headers:")),
-        (("type: python", "type: score_model"), ("source:", "input:")),
         (("type: python", "typ: python"),),
         (('source: "def grade(sample, item): return 1.0"', "source: [1]"),),
         (

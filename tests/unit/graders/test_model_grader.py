@@ -197,6 +197,7 @@ FAULTS: dict[str, tuple[Answer | bytes, str, str]] = {
     "refusal": (chat(None, refusal="I cannot judge that."), REFUSAL, "I cannot judge that."),
     "an empty refusal": (chat(None, refusal=""), PARSE, "no text"),
     "content filter": (chat("", "content_filter"), REFUSAL, "content filter"),
+    "cut off without text": (chat(None, "length"), TOO_LONG, "cut at its token limit"),
     "cut off": (chat('{"steps": [', "length"), TOO_LONG, "cut at its token limit"),
 }
 
@@ -297,6 +298,34 @@ def test_equal_questions_are_asked_once_and_failed_ones_again() -> None:
     assert (first.reward, again.reward) == (0.25, 0.25)
     assert first.usage and first.latency
     assert (again.usage, again.latency, again.model) == ({}, 0.0, "m-2026")
+
+
+def test_names_and_addresses_that_servers_stretch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_KEY", "sk-verysecret")
+
+    def named(model: object) -> str:
+        body = {"model": model, "choices": [{"message": {"content": '{"steps": [], "result": 1}'}}]}
+        answer = always(reply(json.dumps(body).encode()))
+        with (
+            serving(answer) as server,
+            opened(score_model(), server.port, key_env="MY_KEY") as grader,
+        ):
+            return grader.grade(SAMPLE, ITEM).model
+
+    assert named("m-2") == "m-2"
+    assert named("sk-verysecret") == "${MY_KEY}"
+    assert named("m" * 101) == named(None) == named("a\nb") == "m"
+    assert (
+        completions_url("http://x/v1?api-version=1", "u").target
+        == "/v1/chat/completions?api-version=1"
+    )
+
+
+def test_a_developer_is_the_system_to_servers_but_openais() -> None:
+    document = score_model(input=[{"role": "developer", "content": "{{ sample.output_text }}"}])
+    with serving(always(result(1))) as server, opened(document, server.port) as grader:
+        grader.grade(SAMPLE, ITEM)
+    assert json.loads(server.requests[0].body)["messages"][0]["role"] == "system"
 
 
 def test_who_asks_the_same_meanwhile_waits_for_the_reply() -> None:

@@ -102,6 +102,12 @@ DEFAULTS: dict[str, Any] = {
             "similarity_model": None,
             "python": {"sandbox": "auto", "timeout_seconds": 120, "memory_mb": 2048},
             "endpoint": {"timeout_seconds": 600, "private_hosts": []},
+            "judge": {
+                "base_url": None,
+                "api_key_env": "OPENAI_API_KEY",
+                "concurrency": 16,
+                "timeout_seconds": 120,
+            },
         },
         "tracking": {"report_to": []},
         "budget": {"steps": None, "hours": None},

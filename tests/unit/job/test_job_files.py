@@ -127,7 +127,10 @@ def test_a_byte_order_mark_is_no_fault(tmp_path: Path) -> None:
     assert load_job(tmp_path / "job.yaml").seed == 0
 
 
-GRADERS = ("StringCheck", "TextSimilarity", "Python", "Endpoint", "Multi")
+GRADERS = (
+    *("StringCheck", "TextSimilarity", "Python", "Endpoint", "ScoreModel", "LabelModel", "Multi"),
+    *("InputMessage", "TextBlock"),
+)
 ODD_TEXTS = [
     "no",
     "1e-5",
