@@ -12,8 +12,8 @@ from rft.graders import (
     output_tools_warnings,
     template_problems,
 )
+from rft.graders.json_schema import schema_warnings
 from rft.job import Job, Reading, read_job
-from rft.job.response_format import schema_warnings
 from rft.types import Example
 
 GRADER = "method.reinforcement.grader"

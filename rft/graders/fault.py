@@ -1,5 +1,6 @@
 """Why a sample could not be graded, on its way to becoming a grade."""
 
+from collections.abc import Mapping
 from typing import Literal
 
 Flag = Literal[
@@ -22,8 +23,19 @@ Flag = Literal[
 class GradingFault(Exception):
     """A sample could not be graded as the document says; never leaves a grader."""
 
-    def __init__(self, flag: Flag, details: str, *, of_sample: bool):
+    def __init__(
+        self,
+        flag: Flag,
+        details: str,
+        *,
+        of_sample: bool,
+        usage: Mapping[str, int] | None = None,
+        model: str = "",
+    ):
         super().__init__(details)
         self.flag = flag
         self.details = details
         self.of_sample = of_sample
+        self.usage = usage or {}
+        """Tokens of a model's reply that could not be read."""
+        self.model = model

@@ -139,9 +139,19 @@ def grade_of_error(
     if isinstance(error, GradingFault):
         value = reward_of_fault(error, settings, minimum)
         errors: dict[str, str] = {error.flag: error.details}
+        usage, model = error.usage, error.model
     else:
         value, errors = None, {"other_error": f"{type(error).__name__}: {error}"}
-    return Grade(document.name, document.type, value, errors=errors, latency=latency)
+        usage, model = {}, ""
+    return Grade(
+        document.name,
+        document.type,
+        value,
+        errors=errors,
+        latency=latency,
+        usage=usage,
+        model=model,
+    )
 
 
 def bounded(reward: float) -> float:

@@ -49,7 +49,7 @@ class JudgeSettings:
     concurrency: int = 16
     """Calls of one judge at a time."""
     timeout_seconds: float = 120
-    """Of one call, retries included."""
+    """Of one call, retries included, once its turn has come."""
 
 
 class Judge(Protocol):

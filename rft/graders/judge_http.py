@@ -4,6 +4,7 @@ import json
 import os
 import threading
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from rft.errors import GraderError, Problem
@@ -33,6 +34,10 @@ OPENAI_HOST = "api.openai.com"
 REQUESTS_PER_SECOND = 1000.0
 """The number of calls under way is what is limited."""
 PRIVATE_HOSTS_KEY = "engine.grading.endpoint.private_hosts"
+MIN_SECRET = 6
+"""Characters; anything shorter is no secret."""
+NO_SECRET = b"\xff\xff"
+"""Stands in no text."""
 MAX_NAME = 100
 """Characters of a model's name; a longer one is none."""
 REMEDIES = {
@@ -56,6 +61,7 @@ class HttpJudge:
         self._model = model
         self._key_env = settings.api_key_env
         self._key = os.environ.get(settings.api_key_env, "").strip()
+        self._key_bytes = self._key.encode() if len(self._key) >= MIN_SECRET else NO_SECRET
         self._is_openai = url.host == OPENAI_HOST
         self._free = threading.BoundedSemaphore(settings.concurrency)
         own = (url.host,) if is_loopback(url.host) else ()
@@ -78,6 +84,7 @@ class HttpJudge:
                 raise self._server_fault(details) from None
             except (NoReply, ReplyTooLarge) as error:
                 raise self._server_fault(str(error)) from None
+        reply = replace(reply, body=reply.body.replace(self._key_bytes, b"***"))
         if not reply.is_success:
             remedy = REMEDIES.get(reply.status, "").format(key_env=self._key_env)
             raise self._server_fault(status_words(reply) + (f" → {remedy}" if remedy else ""))
@@ -160,7 +167,11 @@ class HttpJudge:
 
     def _without_key(self, text: str) -> str:
         """A server may echo the key."""
-        return text.replace(self._key, f"${{{self._key_env}}}") if len(self._key) >= 6 else text
+        return (
+            text.replace(self._key, f"${{{self._key_env}}}")
+            if len(self._key) >= MIN_SECRET
+            else text
+        )
 
 
 def usage_of(usage: Any) -> dict[str, int]:

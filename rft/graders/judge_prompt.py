@@ -24,17 +24,18 @@ CONTROL_TOKEN = re.compile(
     r"""
     <\|[^<>|\s]{0,64}+\|?>? | \|>                          # <|im_start|>, <|eot_id|>
   | <｜[^<>]{0,64}+｜>                                      # <｜Assistant｜>
-  | <\s*+/?+\s*+(?i:answer\b[^<>]{0,64}+|s|bos|eos|pad|unk|cls|sep|mask|think|thinking|reasoning|system|user
-      |assistant|human|tools?|tool_calls?|tool_response|(?:start|end)_of_(?:turn|image)
+  | <\s*+/?+\s*+(?i:answer\b[^<>]{0,64}+|s|bos|eos|pad|unk|cls|sep|mask|think|thinking|thought|reasoning
+      |seed:think|system|user|assistant|human|tools?|tool_calls?|tool_response|(?:start|end)_of_(?:turn|image)
       |(?:start|end)_header_id|turn|im_(?:start|end))\s*+>   # <s>, <start_of_turn>, a fence
   | <<\s*+/?+\s*+(?i:sys)\s*+>>                            # <<SYS>>
   | \[\s*+/?+\s*+(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_(?:CALLS|RESULTS|CONTENT)|ARGS|CALL_ID|PREFIX
       |SUFFIX|MIDDLE|THINK|IMG|gMASK|sMASK|MASK|CLS|SEP|PAD|UNK|BOS|EOS)\s*+\]  # [INST]
+  | ◁/?+think▷
     """,
     re.VERBOSE,
 )
 """What chat templates and tokenizers of common families take for more than text."""
-LOOKALIKES = {"<": "‹", "|": "¦", "[": "⟦", ">": "›", "｜": "¦"}
+LOOKALIKES = {"<": "‹", "|": "¦", "[": "⟦", ">": "›", "｜": "¦", "◁": "⊲", "▷": "⊳"}
 UNSEEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
 )

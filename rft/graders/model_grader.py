@@ -20,6 +20,7 @@ from rft.graders.grader import (
     GradingSettings,
     grade_of_error,
 )
+from rft.graders.json_schema import unenforceable
 from rft.graders.judge import AbsentJudge, Judge, JudgeReply, JudgeRequest, JudgeSettings
 from rft.graders.judge_http import HttpJudge, completions_url, url_problems
 from rft.graders.judge_prompt import JudgePrompt, MessageTemplate, fill_in
@@ -159,6 +160,9 @@ class ModelGrader(Document):
         if self.model == LOCAL:
             what = "local: names no model"
             problems.append(Problem(what, f"{where}.model", "write local:base, or local:NAME"))
+        if self.is_local and (reason := unenforceable(self.reply_schema)):
+            what = f"the judge's reply could not be held to its structure: {reason}"
+            problems.append(Problem(what, where, "use simpler labels or a simpler range"))
         unused = {
             "base_url": self.base_url,
             "api_key_env": self.api_key_env,
@@ -323,7 +327,16 @@ class OpenModelGrader(Grader):
     def _judged(self, request: JudgeRequest) -> tuple[_Judged, bool]:
         def call() -> _Judged:
             reply = self._judge.answer(request)
-            reward = self._document.reward_of(reply, self._settings)
+            try:
+                reward = self._document.reward_of(reply, self._settings)
+            except GradingFault as error:
+                raise GradingFault(
+                    error.flag,
+                    error.details,
+                    of_sample=False,
+                    usage=reply.usage,
+                    model=reply.model,
+                ) from None
             return _Judged(reward, reply.usage, reply.model)
 
         text = json.dumps([dict(message) for message in request.messages])

@@ -6,15 +6,28 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator
 
-from rft.graders.grader import GradingSettings, PassThreshold, shape_by_threshold
+from rft.graders.grader import (
+    MAX_REWARD,
+    GradingSettings,
+    PassThreshold,
+    shape_by_threshold,
+)
 from rft.graders.judge import JudgeReply
 from rft.graders.judge_reply import score_of_reply
 from rft.graders.model_grader import ModelGrader
 
+MIN_WIDTH = 1e-6
+"""Of a range."""
+
 
 def rising(bounds: tuple[float, float]) -> tuple[float, float]:
-    if not bounds[0] < bounds[1]:
+    low, high = bounds
+    if not low < high:
         raise ValueError("the range's first number is not below its second → write [0, 1]")
+    if max(abs(low), abs(high)) > MAX_REWARD or high - low < MIN_WIDTH:
+        raise ValueError(
+            f"the range is beyond ±{MAX_REWARD:g} or under {MIN_WIDTH:g} wide → write [0, 1]"
+        )
     return bounds
 
 
@@ -41,8 +54,10 @@ class ScoreModel(ModelGrader):
         if not self.is_local:
             return {"type": "number"}
         low, high = self.range
-        step = 10.0 ** (math.floor(math.log10(high - low)) - 2)
-        return {"type": "number", "minimum": low, "maximum": high, "multipleOf": step}
+        digits = 2 - math.floor(math.log10(high - low))
+        if digits <= 0:
+            return {"type": "integer", "minimum": math.ceil(low), "maximum": math.floor(high)}
+        return {"type": "number", "minimum": low, "maximum": high, "multipleOf": 10.0**-digits}
 
     def result_without(self) -> Any:
         return self.range[0]

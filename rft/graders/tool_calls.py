@@ -16,7 +16,7 @@ The first marker in the text decides. Each reader goes through the text once, fr
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,14 +88,24 @@ def parse_tool_calls(text: str, tools: Sequence[Tool] = ()) -> ParsedCalls:
         return ParsedCalls((), text, f"tool call {len(calls) + 1}: {error}")
     if not calls:
         return ParsedCalls((), text)
-    made = tuple(_in_product_shape(number, call) for number, call in enumerate(calls))
+    own = {call.id for call in calls}
+    made = tuple(
+        _in_product_shape(call, call.id or _free_id(number, own))
+        for number, call in enumerate(calls)
+    )
     return ParsedCalls(made, "".join(outside).strip())
 
 
-def _in_product_shape(number: int, call: _Call) -> ToolCall:
+def _free_id(number: int, taken: Collection[str]) -> str:
+    """`call_N` of the call at that place; with another N where a model gave that id to another call."""
+    plain = f"call_{number}"
+    return plain if plain not in taken else f"call_{number}_{len(taken)}"
+
+
+def _in_product_shape(call: _Call, call_id: str) -> ToolCall:
     arguments = json.dumps(call.arguments, ensure_ascii=False)
     function = {"name": call.name, "arguments": arguments}
-    return {"id": call.id or f"call_{number}", "type": "function", "function": function}
+    return {"id": call_id, "type": "function", "function": function}
 
 
 def _tagged(text: str, tools: Sequence[Tool]) -> Pieces:

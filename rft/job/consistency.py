@@ -3,9 +3,10 @@
 from collections.abc import Iterator
 
 from rft.graders import local_judges
+from rft.graders.json_schema import unenforceable
 from rft.job.document import Job
 from rft.job.places import Fault, KeyPath
-from rft.job.response_format import RESPONSE_FORMAT, unenforceable
+from rft.job.response_format import RESPONSE_FORMAT
 from rft.job.vllm_limits import vllm_faults
 
 _HYPERPARAMETERS: KeyPath = ("method", "reinforcement", "hyperparameters")

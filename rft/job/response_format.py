@@ -1,16 +1,14 @@
-"""`response_format`: the form of every completion, and which JSON schemas can be enforced."""
+"""`response_format`: the form of every completion."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
-from llguidance import LLMatcher
 from pydantic import ConfigDict, Field
 
 from rft.job.places import KeyPath, Marked, Place
-from rft.job.section import Named, Section
+from rft.job.section import Section
 
 WHITESPACE = " ?"
 """What may stand between two tokens of JSON, as a regex: at most one blank, as `json.dumps` writes it. Where
@@ -21,25 +19,6 @@ RESPONSE_FORMAT: KeyPath = ("method", "reinforcement", "response_format")
 FLAT_KEYS = ("name", "schema", "strict", "description")
 """What the flat shape of a json_schema format has beside its `type`."""
 
-SUBSCHEMAS_BY_NAME = ("properties", "patternProperties", "$defs", "definitions")
-SUBSCHEMAS_IN_LIST = ("anyOf", "allOf", "oneOf", "prefixItems")
-SUBSCHEMAS = ("items", "additionalProperties", "additionalItems")
-ENFORCED = frozenset(
-    (
-        *(*SUBSCHEMAS_BY_NAME, *SUBSCHEMAS_IN_LIST, *SUBSCHEMAS),
-        *("$ref", "const", "enum", "type", "required", "minProperties", "maxProperties"),
-        *("minItems", "maxItems", "minLength", "maxLength", "pattern", "format"),
-        *("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"),
-    )
-)
-ANNOTATIONS = frozenset(
-    (
-        *("$schema", "$id", "$anchor", "$comment", "title", "description", "default", "examples"),
-        *("deprecated", "readOnly", "writeOnly", "id"),
-    )
-)
-"""Keywords that restrict nothing."""
-
 
 class SchemaSettings(Section):
     """A JSON schema by a name."""
@@ -48,7 +27,7 @@ class SchemaSettings(Section):
 
     name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
     """The schema's name."""
-    schema_: Annotated[Named, Field(alias="schema")]
+    schema_: Annotated[Mapping[str, Any], Field(alias="schema")]
     """A JSON schema (draft 2020-12)."""
     strict: bool | None = True
     """Accepted for the product's sake: the schema is always enforced."""
@@ -104,44 +83,3 @@ def _moved(
         return (*path, "json_schema", *old[depth:]) if is_inner else old
 
     return {new(old): place for old, place in places.items()}
-
-
-def unenforceable(schema: Mapping[str, Any]) -> str | None:
-    """Why completions cannot be held to a schema, or None when they can."""
-    if "x-guidance" in schema:
-        return "x-guidance would change how the schema is enforced"
-    for part in subschemas(schema):
-        least = part.get("minProperties")
-        if isinstance(least, int) and least > 1 and part.get("additionalProperties") is not False:
-            return f"minProperties {least}: keys beyond `properties` may come twice"
-    grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema))
-    is_bad, reasons = LLMatcher.validate_grammar_with_warnings(grammar)
-    return " ".join(" ".join(reasons).split())[:400] if is_bad else None
-
-
-def schema_warnings(schema: Mapping[str, Any]) -> list[str]:
-    """The keywords of a schema that are unknown, and so restrict nothing."""
-    unknown = {key: None for part in subschemas(schema) for key in part}
-    warnings = []
-    for key in unknown:
-        if key in ENFORCED or key in ANNOTATIONS:
-            continue
-        close = get_close_matches(key, ENFORCED, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        warnings.append(f"the schema's keyword {key[:50]!r} is unknown and restricts nothing{hint}")
-    return warnings
-
-
-def subschemas(schema: Any) -> Iterator[Mapping[str, Any]]:
-    """The schema and all schemas in it."""
-    waiting = [schema]
-    while waiting:
-        part = waiting.pop()
-        if not isinstance(part, Mapping):
-            continue
-        yield part
-        for key in SUBSCHEMAS_BY_NAME:
-            waiting += part[key].values() if isinstance(part.get(key), Mapping) else ()
-        for key in SUBSCHEMAS_IN_LIST:
-            waiting += part[key] if isinstance(part.get(key), (list, tuple)) else ()
-        waiting += [part[key] for key in SUBSCHEMAS if key in part]

@@ -29,6 +29,7 @@ def effort_words(effort: str, kwargs: Mapping[str, Any], max_completion_tokens: 
 
 
 def _reads(template: str, variable: str) -> bool:
-    """Whether a variable's name stands in a tag of the template."""
+    """Whether a tag of the template reads a variable: more than texts in it and assignments name it."""
     tags = re.findall(r"\{[{%].*?[%}]\}", template, re.DOTALL)
-    return any(re.search(rf"(?<![\w.'\"]){variable}(?![\w'\"])", tag) for tag in tags)
+    bare = [re.sub(r"'[^']*'|\"[^\"]*\"", "''", tag) for tag in tags]
+    return any(re.search(rf"(?<![\w.])(?<!set ){variable}(?!\w)", tag) for tag in bare)

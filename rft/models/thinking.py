@@ -15,7 +15,6 @@ MARKERS = {
     "<|START_THINKING|>": "<|END_THINKING|>",
     "<seed:think>": "</seed:think>",
     "◁think▷": "◁/think▷",
-    "<|channel|>analysis<|message|>": "<|channel|>final<|message|>",
 }
 """What opens a block → what closes it, as the families of thinking models write it."""
 
@@ -28,14 +27,17 @@ def find_thinking(
     tokenizer: PreTrainedTokenizerBase,
     prompt_ids: Sequence[int] = (),
     skip_special_tokens: bool = True,
+    only_at_start: bool = False,
 ) -> tuple[int, str]:
     """Number of tokens in the first thinking block, and the completion's text without the block.
+
+    `only_at_start`: markers further on are text, as within JSON.
 
     The chat template may have opened the block at the end of the prompt. A block that is never
     closed reaches to the end.
     """
     whole = tokenizer.decode(list(token_ids), skip_special_tokens=False)
-    block = find_block(whole, opened_by(prompt_ids, tokenizer))
+    block = find_block(whole, opened_by(prompt_ids, tokenizer), only_at_start)
     if block is None:
         return 0, tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
     start, end = block
@@ -55,22 +57,28 @@ def find_thinking(
 
 
 def ends_in_thinking(
-    token_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, prompt_ids: Sequence[int] = ()
+    token_ids: Sequence[int],
+    tokenizer: PreTrainedTokenizerBase,
+    prompt_ids: Sequence[int] = (),
+    only_at_start: bool = False,
 ) -> bool:
     """Whether the first thinking block is still open at the end."""
     whole = tokenizer.decode(list(token_ids), skip_special_tokens=False)
-    block = find_block(whole, opened_by(prompt_ids, tokenizer))
+    block = find_block(whole, opened_by(prompt_ids, tokenizer), only_at_start)
     return block is not None and not whole[: block[1]].endswith(tuple(MARKERS.values()))
 
 
-def find_block(text: str, opened: str | None) -> tuple[int, int] | None:
+def find_block(
+    text: str, opened: str | None, only_at_start: bool = False
+) -> tuple[int, int] | None:
     """Where the first block starts and ends, in characters, markers included.
 
     `opened` is the marker the prompt ended with, if any.
     """
     start = 0
     if opened is None:
-        found = [(place, mark) for mark in MARKERS if (place := text.find(mark)) >= 0]
+        limit = len(text) - len(text.lstrip()) if only_at_start else len(text)
+        found = [(place, mark) for mark in MARKERS if 0 <= (place := text.find(mark)) <= limit]
         if not found:
             return None
         start, opened = min(found)

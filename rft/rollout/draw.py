@@ -104,6 +104,7 @@ def nucleus_mask(probabilities: Float[Tensor, "B V"], top_p: float) -> Bool[Tens
     ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
     sum_before = ordered.cumsum(-1) - ordered
     keep = ~(sum_before >= top_p)  # what is no number stays, and is told of it later
+    keep &= ~(ordered <= 0)  # where rounding leaves the sum below top_p, what cannot come stays out
     keep[:, 0] = True
     return torch.zeros_like(keep).scatter(-1, order, keep)
 

@@ -133,7 +133,7 @@ class LocalJudge:
             schema=json.dumps(request.schema),
             may_think=False,
         )
-        return _Question(prompt.token_ids, settings, request.seed or 0)
+        return _Question(prompt.token_ids, settings, (request.seed or 0) % 2**64)
 
     def _reply(self, questions: Sequence[_Question]) -> None:
         together: defaultdict[SamplingSettings, list[_Question]] = defaultdict(list)

@@ -44,7 +44,10 @@ class Transcriber:
             token_ids[:-1] if ended else token_ids
         )  # an end token need not be a special one
         text = self._text(answer_ids)
-        num_reasoning_tokens, output_text = find_thinking(answer_ids, self.tokenizer, prompt_ids)
+        is_json = settings.schema is not None
+        num_reasoning_tokens, output_text = find_thinking(
+            answer_ids, self.tokenizer, prompt_ids, only_at_start=is_json
+        )
         cut = _first_stop(output_text, settings.stop)
         return Completion(
             token_ids=tuple(token_ids),
@@ -55,7 +58,7 @@ class Transcriber:
             marked_text=self._marked_text(answer_ids, prompt_ids, settings),
             num_reasoning_tokens=num_reasoning_tokens,
             ends_in_thinking=num_reasoning_tokens > 0
-            and ends_in_thinking(answer_ids, self.tokenizer, prompt_ids),
+            and ends_in_thinking(answer_ids, self.tokenizer, prompt_ids, is_json),
             allowed_tokens=allowed_tokens,
         )
 

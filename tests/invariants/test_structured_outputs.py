@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from rft.job.response_format import unenforceable
+from rft.graders.json_schema import unenforceable
 from rft.packing import TokenGroup, pack
 from rft.policy import Policy
 from rft.rollout.native import NativeSampler

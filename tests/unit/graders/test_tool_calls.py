@@ -411,3 +411,9 @@ def test_no_text_is_slow_or_raises(text: str) -> None:
     began = time.process_time()
     parse_tool_calls(text, [TYPED])
     assert time.process_time() - began < 2  # a pass takes hundredths, a quadratic one minutes
+
+
+def test_ids_are_never_shared() -> None:
+    text = '[TOOL_CALLS] [{"name": "f", "arguments": {}, "id": "call_1"}, {"name": "g", "arguments": {}}]'
+    ids = [call["id"] for call in parse_tool_calls(text).calls]
+    assert ids[0] == "call_1" and len(set(ids)) == 2

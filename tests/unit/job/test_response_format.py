@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from rft.errors import JobError
+from rft.graders.json_schema import schema_warnings, subschemas, unenforceable
 from rft.job import dump_job, parse_job
-from rft.job.response_format import schema_warnings, subschemas, unenforceable
 from tests.schemas import SCHEMAS
 from tests.unit.job.job_text import JOB, parse
 
@@ -80,6 +80,27 @@ def test_what_is_common_can_be_enforced(name: str) -> None:
         ({"type": "strin"}, "strin"),
         ({"type": "object", "minProperties": 2}, "may come twice"),
         ({"properties": {"a": {"type": "object", "minProperties": 2}}}, "may come twice"),
+        (
+            {
+                "type": "object",
+                "minProperties": 2,
+                "additionalProperties": False,
+                "patternProperties": {"^[xy]$": {}},
+            },
+            "may come twice",
+        ),
+        ({"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 0.5}, "exclusiveMinimum 0"),
+        (
+            {"items": {"type": "number", "exclusiveMinimum": 3, "maximum": 3.01}},
+            "exclusiveMinimum 3",
+        ),
+        ({"type": "number", "exclusiveMinimum": True}, "a number since draft 6"),
+        ({"type": "integer", "multipleOf": 99991}, "too many digits"),
+        ({"const": "a\u0001b"}, "control character"),
+        ({"enum": ["a", "a\u000bb"]}, "control character"),
+        ({"properties": {"\u001f": {}}}, "control character"),
+        ({"type": "string", "pattern": "^a\\x01b$"}, "control character"),
+        ({"$ref": "#"}, "admits no text at all"),
         ({"x-guidance": {"lenient": True}, "not": {}}, "x-guidance"),
     ],
 )
@@ -91,6 +112,22 @@ def test_a_keyword_that_restricts_nothing_is_told() -> None:
     schema = {"type": "object", "properties": {"maxLengt": {"type": "string", "maxLengt": 3}}}
     (warning,) = schema_warnings(schema)
     assert "'maxLengt' is unknown" in warning and "did you mean 'maxLength'?" in warning
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 5},
+        {"type": "number", "exclusiveMinimum": -1.5, "exclusiveMaximum": 1},
+        {"type": "integer", "exclusiveMinimum": 0, "maximum": 3},
+        {"type": "number", "multipleOf": 0.25},
+        {"type": "number", "multipleOf": 100000},
+        {"enum": ["a\nb", "\t", "\x7f"]},
+        {"type": "object", "minProperties": 1},
+    ],
+)
+def test_what_is_kept_is_not_refused(schema: dict) -> None:
+    assert unenforceable(schema) is None
 
 
 def test_properties_are_no_keywords() -> None:

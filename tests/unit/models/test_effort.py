@@ -25,6 +25,8 @@ PLAIN = "{{ messages[0].thinking }} reasoning_effort {{ 'enable_thinking' }}"
         (QWEN, "default", {}),
         (GRANITE, "high", {"thinking": True}),
         (PLAIN, "high", {}),
+        ("{{- '<|system|>You are a deep thinking assistant.' }}", "high", {}),
+        ("{%- set thinking = false %}", "high", {}),
     ],
 )
 def test_the_template_says_what_it_offers(template: str, effort: str, expected: dict) -> None:

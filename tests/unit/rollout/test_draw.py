@@ -208,3 +208,13 @@ def test_what_is_no_number_is_not_hidden(top_p: float) -> None:
     logits = torch.tensor([[0.0, float("nan"), 1.0], [0.0, 1.0, 2.0]])
     drawn = draw(logits, torch.tensor([0.5, 0.5]), 1.0, top_p)
     assert drawn.logprobs.isfinite().tolist() == [False, True]
+
+
+def test_a_nucleus_of_nearly_all_never_opens_what_cannot_come() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(16, 50_000, generator=generator)
+    is_open = torch.rand(logits.shape, generator=generator) < 0.5
+    allowed = np.packbits(is_open.numpy(), axis=1)
+    drawn = draw(logits, torch.full((16,), 0.5), 1.0, 0.9999999, allowed)
+    assert drawn.allowed_tokens is not None
+    assert not (drawn.allowed_tokens & ~allowed).any()

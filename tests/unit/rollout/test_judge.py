@@ -114,6 +114,12 @@ def test_a_reply_cut_at_its_limit_says_so() -> None:
     assert isinstance(reply, JudgeReply) and reply.finish_reason == "length"
 
 
+@pytest.mark.parametrize("seed", [-1, 2**70])
+def test_any_seed_will_do(seed: int) -> None:
+    judge, _ = judge_of(tiny_policy())
+    assert judge.answer(request("?", temperature=1.0, seed=seed)).text
+
+
 def test_draws_differ_by_seed_and_by_question_alone() -> None:
     judge, _ = judge_of(tiny_policy())
 

@@ -127,3 +127,38 @@ def test_the_answer_is_there_with_its_special_tokens_where_it_has_any(
 ) -> None:
     found = transcribe(token_ids, *stop)
     assert (found.output_text, found.marked_text) == (output_text, marked_text)
+
+
+@pytest.mark.parametrize(
+    ("text", "prompt", "is_open"),
+    [
+        ("<think>so", "hi", True),
+        ("<think>so</think>", "hi", False),
+        ("<think>so</think>4", "hi", False),
+        ("so", "hi <think>\n", True),
+        ("so</think>4", "hi <think>\n", False),
+        ("4", "hi", False),
+        ("<seed:think>a", "hi", True),
+        ("<|START_THINKING|>a<|END_THINKING|>b", "hi", False),
+        ("◁think▷a◁/think▷b", "hi", False),
+    ],
+)
+def test_a_completion_that_never_left_its_thoughts_is_marked(
+    text: str, prompt: str, is_open: bool
+) -> None:
+    found = transcribe(ids(text), prompt=prompt)
+    assert found.ends_in_thinking is is_open
+    assert not (is_open and found.output_text)
+
+
+@pytest.mark.parametrize("mark", ["<think>", "<reasoning>", "[THINK]"])
+def test_a_marker_within_json_is_text(mark: str) -> None:
+    token_ids = [*ids('{"a": "use ' + mark + ' tags"}'), END]
+    settings = SamplingSettings(1.0, 1.0, 100, schema="{}")
+    logprobs = [0.0] * len(token_ids)
+    found = TRANSCRIBER.completion(token_ids, logprobs, "stop", ids("hi"), settings)
+    assert found.output_text == '{"a": "use ' + mark + ' tags"}'
+    assert not found.ends_in_thinking and found.num_reasoning_tokens == 0
+    before = [*ids("<think>x</think>"), *token_ids]
+    after = TRANSCRIBER.completion(before, [0.0] * len(before), "stop", ids("hi"), settings)
+    assert after.output_text == found.output_text and after.num_reasoning_tokens == 16
