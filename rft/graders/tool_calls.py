@@ -88,7 +88,7 @@ def parse_tool_calls(text: str, tools: Sequence[Tool] = ()) -> ParsedCalls:
         return ParsedCalls((), text, f"tool call {len(calls) + 1}: {error}")
     if not calls:
         return ParsedCalls((), text)
-    own = {call.id for call in calls}
+    own = {call.id for call in calls if call.id}
     made = tuple(
         _in_product_shape(call, call.id or _free_id(number, own))
         for number, call in enumerate(calls)
