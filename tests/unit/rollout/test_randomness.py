@@ -61,7 +61,7 @@ def test_arguments_do_not_run_into_one_another() -> None:
         for prompt in (0, 1, 2, 1000)
         for sample in (0, 1, 2, 3)
     }
-    assert len(firsts) == 3 * 3 * 3 * 4 * 4
+    assert len(firsts) == 3 * len(Purpose) * 3 * 4 * 4
 
 
 def test_they_fill_the_unit_interval_evenly() -> None:

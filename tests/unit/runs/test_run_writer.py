@@ -32,6 +32,7 @@ def completion(**fields: object) -> dict[str, object]:
         "completion": " hello",
         "output_text": "hello",
         "finish_reason": "stop",
+        "ends_in_thinking": False,
         "num_tokens": 2,
         "reward": 0.5,
         "sub_rewards": {"code": None},
