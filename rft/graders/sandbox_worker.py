@@ -326,7 +326,11 @@ class Child:
         """The child's last word, once it has said it or has ended."""
         try:
             frame = take_frame(self._received)
-            if frame is None and self._has_ended():
+            if frame is None:
+                if (
+                    not self._has_ended()
+                ):  # asked once: it may end at any moment, with its word unread
+                    return None
                 self._read_link()
                 frame = take_frame(self._received)
         except ValueError:
@@ -336,7 +340,7 @@ class Child:
             self._is_confined = True
             return self._said(code, seconds)
         if frame is None:
-            return self._end_without_result() if self._has_ended() else None
+            return self._end_without_result()
         request = read_run(frame)
         if request is None:
             return parse_result(frame)

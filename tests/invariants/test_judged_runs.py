@@ -33,7 +33,7 @@ def job_with(folder: Path, **reinforcement: Any) -> Path:
     document = yaml.safe_load(job_file.read_text())
     document["method"]["reinforcement"].update(reinforcement)
     document["engine"]["rollout"] = {"group_size": 4, "max_completion_tokens": 40}
-    document["engine"]["grading"] = {"judge": {"timeout_seconds": 2}}
+    document["engine"]["grading"] = {"judge": {"timeout_seconds": 2}, "error_pause_rate": 1.0}
     job_file.write_text(yaml.safe_dump(document, sort_keys=False))
     return job_file
 
