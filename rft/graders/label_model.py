@@ -38,10 +38,5 @@ class LabelModel(ModelGrader):
     def result_schema(self) -> Mapping[str, Any]:
         return {"type": "string", "enum": list(self.labels)}
 
-    def result_without(self) -> Any:
-        return next(
-            (label for label in self.labels if label not in self.passing_labels), self.labels[0]
-        )
-
     def reward_of(self, reply: JudgeReply, settings: GradingSettings) -> float:
         return float(label_of_reply(reply, self.labels) in self.passing_labels)

@@ -21,7 +21,7 @@ from rft.graders.grader import (
     grade_of_error,
 )
 from rft.graders.json_schema import unenforceable
-from rft.graders.judge import AbsentJudge, Judge, JudgeReply, JudgeRequest, JudgeSettings
+from rft.graders.judge import Judge, JudgeReply, JudgeRequest, JudgeSettings
 from rft.graders.judge_http import HttpJudge, completions_url, url_problems
 from rft.graders.judge_prompt import JudgePrompt, MessageTemplate, fill_in
 from rft.graders.judge_reply import reply_schema
@@ -149,10 +149,6 @@ class ModelGrader(Document):
     def reward_of(self, reply: JudgeReply, settings: GradingSettings) -> float:
         """The reward that a reply means; raises GradingFault."""
 
-    @abstractmethod
-    def result_without(self) -> Any:
-        """A result that the least reward comes of."""
-
     def problems(self, where: str) -> list[Problem]:
         problems = []
         for index, message in enumerate(self.input):
@@ -216,11 +212,14 @@ class ModelGrader(Document):
         return OpenModelGrader(self, settings, self._open_judge(settings), templates)
 
     def _open_judge(self, settings: GradingSettings) -> Judge:
-        if self.is_local:
-            absent = AbsentJudge(
-                self.model, json.dumps({"steps": [], "result": self.result_without()})
+        if self.is_local and self.model not in settings.local_judges:
+            raise GraderError(
+                f"the judge {self.model} is not loaded here",
+                where=self.name,
+                remedy="run it where a job loads its models: rft validate --samples, train, grade",
             )
-            return settings.local_judges.get(self.model, absent)
+        if self.is_local:
+            return settings.local_judges[self.model]
         judge = self.judge_settings(settings)
         url = completions_url(judge.base_url or OPENAI_URL, self.name)
         return HttpJudge(url, self.model, judge, settings.private_hosts)

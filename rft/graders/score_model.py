@@ -59,9 +59,6 @@ class ScoreModel(ModelGrader):
             return {"type": "integer", "minimum": math.ceil(low), "maximum": math.floor(high)}
         return {"type": "number", "minimum": low, "maximum": high, "multipleOf": 10.0**-digits}
 
-    def result_without(self) -> Any:
-        return self.range[0]
-
     def reward_of(self, reply: JudgeReply, settings: GradingSettings) -> float:
         low, high = self.range
         score = min(max(score_of_reply(reply), low), high)

@@ -237,8 +237,8 @@ class GradingRules(Section):
     """How grades are obtained and what failures do."""
 
     concurrency: Auto | Count = "auto"
-    """Grades computed side by side; auto: the number of cores, but at least 16 with an endpoint grader,
-    judge.concurrency with a judge, 32 with a judge in this process."""
+    """Grades computed side by side; auto: the number of cores; or the most of 16 with an endpoint
+    grader, judge.concurrency with a judge, 32 with a judge in this process."""
     on_exception: Literal["minimum", "exclude"] = "minimum"
     """What a completion gets on which the grader raises: the grader's minimum, or no grade."""
     error_pause_rate: Fraction = 0.5

@@ -178,14 +178,14 @@ def _needs_checkpointing(row_tokens: int, facts: JobFacts) -> bool:
 def _concurrency(job: Job, facts: JobFacts) -> int:
     """One grade per core, more where grading is mostly waiting for a server or for a judge's turn."""
     kinds = {kind for _, kind in grader_parts(job.grader)}
-    wanted = [max(1, facts.num_cores)]
+    wanted: list[int] = []
     if "endpoint" in kinds:
         wanted.append(ENDPOINT_CONCURRENCY)
     if kinds & {"score_model", "label_model"}:
         wanted.append(job.engine.grading.judge.concurrency)
     if local_judges(job.grader):
         wanted.append(LOCAL_JUDGE_CONCURRENCY)
-    return max(wanted)
+    return max(wanted, default=max(1, facts.num_cores))
 
 
 def _trackers(job: Job) -> tuple[str, ...]:

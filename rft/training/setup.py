@@ -12,7 +12,8 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from rft.data import load_all_rows
 from rft.errors import GraderError, JobError, ModelError
-from rft.graders import best_tier, open_grader
+from rft.graders import best_tier, local_judges, open_grader
+from rft.graders.judge import StandInJudge
 from rft.graders.sample import make_sample
 from rft.job import Job, JobFacts, ModelSettings, ResolvedJob, completion_limit, resolve_job
 from rft.models import (
@@ -79,7 +80,8 @@ def try_grader(job: Job, rows: Rows) -> None:
     Raises GraderError when it gives no grade at all.
     """
     # what a sample's own fault earns is not asked here: an empty answer may well be one
-    settings = replace(job.grading_settings, on_exception="minimum")
+    stand_ins = {model: StandInJudge() for model in local_judges(job.grader)}
+    settings = replace(job.grading_settings, on_exception="minimum", local_judges=stand_ins)
     with open_grader(job.grader, settings) as grader:
         wants_json = job.completion_schema is not None
         sample = make_sample("", tools=rows.train[0].tools, wants_json=wants_json)

@@ -14,7 +14,7 @@ from rft.cli.grade import product_reply
 from rft.errors import GraderError
 from rft.graders import GraderDocument, GradingSettings, local_judges, open_grader, problems_of
 from rft.graders.fault import GradingFault
-from rft.graders.judge import JudgeReply, JudgeRequest, JudgeSettings
+from rft.graders.judge import JudgeReply, JudgeRequest, JudgeSettings, StandInJudge
 from rft.graders.judge_http import HttpJudge, completions_url
 from rft.graders.judge_prompt import MessageTemplate
 from rft.graders.model_grader import ModelGrader, OpenModelGrader
@@ -412,14 +412,23 @@ def test_a_judge_of_this_process_is_asked_for_what_fits_its_limit() -> None:
 
 
 @pytest.mark.parametrize(
+    "document", [score_model(model="local:base"), label_model(model="local:base")]
+)
+def test_a_judge_that_is_not_loaded_is_an_error_and_never_a_reward(document: ModelGrader) -> None:
+    with pytest.raises(GraderError, match="local:base is not loaded here"):
+        document.open(GradingSettings())
+
+
+@pytest.mark.parametrize(
     ("document", "least"),
     [
         (score_model(model="local:base", range=[-1, 1]), -1.0),
-        (label_model(model="local:base"), 0.0),
+        (label_model(model="local:base"), 1.0),
     ],
 )
-def test_a_judge_that_is_not_loaded_yet_says_the_least(document: ModelGrader, least: float) -> None:
-    with document.open(GradingSettings()) as grader:
+def test_a_stand_in_says_something_that_can_be_read(document: ModelGrader, least: float) -> None:
+    settings = GradingSettings(local_judges={"local:base": StandInJudge()})
+    with document.open(settings) as grader:
         grader.check()
         assert grader.grade(SAMPLE, ITEM).reward == least
 
