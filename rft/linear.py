@@ -14,6 +14,9 @@ from torch import Tensor
 WORST_ERROR = 1e-5
 """Relative error beyond which a packed product is not believed."""
 
+MOST_ROWS = 512
+"""Of one product; more are computed in blocks, none slower for it."""
+
 
 class Product:
     """x ↦ x Mᵀ + b, for a matrix M of shape (N, K) that changes rarely. Carries no gradient."""
@@ -44,22 +47,30 @@ class Product:
         if not self.is_packed:
             return F.linear(x, self._matrix, self.bias)
         num_rows = x.shape[:-1].numel()
-        num_spare = padded(num_rows) - num_rows
-        if num_spare == 0:
+        if num_rows == padded(num_rows):
             return _packed_product(x, self._matrix, self.bias)
-        rows = F.pad(x.flatten(0, -2), (0, 0, 0, num_spare))
-        product = _packed_product(rows, self._matrix, self.bias)
-        return product[:num_rows].view(*x.shape[:-1], -1)
+        if num_rows < MOST_ROWS:
+            return self._padded_product(x.flatten(0, -2)).view(*x.shape[:-1], -1)
+        product = x.new_empty(num_rows, self.shape[0])
+        blocks = (torch.split(rows, MOST_ROWS) for rows in (product, x.flatten(0, -2)))
+        for found, rows in zip(*blocks, strict=True):
+            found.copy_(self._padded_product(rows))
+        return product.view(*x.shape[:-1], -1)
+
+    def _padded_product(self, rows: Float[Tensor, "R K"]) -> Float[Tensor, "R N"]:
+        num_spare = padded(len(rows)) - len(rows)
+        spared = F.pad(rows, (0, 0, 0, num_spare)) if num_spare else rows
+        return _packed_product(spared, self._matrix, self.bias)[: len(rows)]
 
 
 def padded(num_rows: int) -> int:
-    """How many rows a packed product of `num_rows` is computed for: sixteen counts between n and 2n.
+    """How many of at most `MOST_ROWS` rows a packed product is computed for: eight counts between n and 2n.
 
-    For each count oneDNN makes a kernel, half a megabyte, and keeps a thousand: with as many counts as there
-    are lengths they would take half a gigabyte, and as much again in what they cut the heap into.
+    For each count oneDNN makes a kernel, up to a megabyte, and keeps a thousand of them: with as many counts
+    as there are lengths they would take half a gigabyte, and as much again in what they cut the heap into.
     """
-    step = 1 << max(0, num_rows.bit_length() - 5)
-    return -(-num_rows // step) * step
+    step = 1 << max(0, min(num_rows, MOST_ROWS).bit_length() - 4)
+    return min(-(-num_rows // step) * step, MOST_ROWS)
 
 
 @functools.cache

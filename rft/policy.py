@@ -155,24 +155,7 @@ class Policy:
         if self.why_unpacked is not None:
             found = unpacked_logprobs(self.base, batch, temperature)
             return Scored(*map(batch.unpack, found))
-        hidden = (
-            self._scored_model()
-            .get_decoder()(
-                input_ids=batch.input_ids,
-                position_ids=batch.position_ids,
-                use_cache=False,
-                layout=batch.layout,
-            )
-            .last_hidden_state[0]
-        )
-        logprobs, entropies = token_logprobs(
-            self.head,
-            hidden[batch.predictor_index],
-            batch.target_ids,
-            temperature,
-            batch.allowed_tokens,
-        )
-        return Scored(batch.unpack(logprobs), batch.unpack(entropies))
+        return packed_pass(self._scored_model(), self.head, batch, temperature)
 
     def _scored_model(self) -> PreTrainedModel:
         """The merged copy where it says the same as base and adapter, in half the time."""
@@ -307,6 +290,30 @@ class BareModel:
 
     def refresh(self) -> None:
         """Nothing changes."""
+
+    def score(self, batch: PackedBatch, temperature: float) -> Scored:
+        """As `Policy.score`, without gradient; where nothing is merged, the adapter is to be off."""
+        model = self.base
+        if self.uses_merged:
+            self.merged.begin_pass()
+            model = self.merged.model
+        with torch.no_grad():
+            return packed_pass(model, self.head, batch, temperature)
+
+
+def packed_pass(
+    model: PreTrainedModel, head: Head, batch: PackedBatch, temperature: float
+) -> Scored:
+    """One pass of a model whose attention takes layouts over a packed batch."""
+    output = model.get_decoder()(
+        input_ids=batch.input_ids,
+        position_ids=batch.position_ids,
+        use_cache=False,
+        layout=batch.layout,
+    )
+    hidden = output.last_hidden_state[0, batch.predictor_index]
+    found = token_logprobs(head, hidden, batch.target_ids, temperature, batch.allowed_tokens)
+    return Scored(*map(batch.unpack, found))
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,9 @@ class JudgeRequest:
     schema_name: str
     schema: Mapping[str, Any]
     """The JSON schema of the reply."""
+    replies: tuple[str, ...] = ()
+    """A few that stand for all that fit the schema: a judge that can may then tell how likely each is among them,
+    in place of giving one. Empty: it gives one."""
     max_tokens: int | None = None
     temperature: float | None = None
     """None: the judge's own default; a judge in this process then answers greedily."""
@@ -37,6 +40,8 @@ class JudgeReply:
     """prompt_tokens, completion_tokens, cached_tokens."""
     model: str = ""
     """The model that answered, by the name it goes by."""
+    probabilities: tuple[float, ...] = ()
+    """Of each of the request's `replies`, where the judge tells; `text` is then the likeliest."""
 
 
 @dataclass(frozen=True, slots=True)

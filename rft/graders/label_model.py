@@ -38,5 +38,9 @@ class LabelModel(ModelGrader):
     def result_schema(self) -> Mapping[str, Any]:
         return {"type": "string", "enum": list(self.labels)}
 
+    @property
+    def results(self) -> tuple[str, ...]:
+        return self.labels
+
     def reward_of(self, reply: JudgeReply, settings: GradingSettings) -> float:
         return float(label_of_reply(reply, self.labels) in self.passing_labels)

@@ -30,6 +30,8 @@ from rft.types import Grade, Item, Sample
 
 LOCAL = "local:"
 JUDGE_KEY = "engine.grading.judge"
+MOST_WEIGHED = 16
+"""Replies that are weighed; of more one is written."""
 OPENAI_URL = "https://api.openai.com/v1"
 
 
@@ -88,7 +90,7 @@ class SamplingParams(JudgePart):
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     """Nucleus."""
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    """Sampling temperature; a judge in this process is greedy without one."""
+    """Sampling temperature; a judge in this process takes the likeliest reply without one, or weighs them."""
     max_completions_tokens: Annotated[int, Field(ge=1)] | None = None
     """Limit of the reply; max_completion_tokens and max_tokens are read as this."""
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = (
@@ -137,6 +139,22 @@ class ModelGrader(Document):
     @abstractmethod
     def result_schema(self) -> Mapping[str, Any]:
         """The JSON schema of its result."""
+
+    @property
+    @abstractmethod
+    def results(self) -> tuple[Any, ...]:
+        """Those that a judge in this process weighs when it has no room for steps and no temperature."""
+
+    @property
+    def weighed_replies(self) -> tuple[str, ...]:
+        """The replies with those results, or none where they are not weighed."""
+        has_steps = self.reply_schema["properties"]["steps"].get("maxItems") != 0
+        if not self.is_local or has_steps or self.sampling_params.temperature:
+            return ()
+        if len(self.results) > MOST_WEIGHED:
+            return ()
+        replies = ({"steps": [], "result": result} for result in self.results)
+        return tuple(json.dumps(reply, ensure_ascii=False) for reply in replies)
 
     @property
     def reply_schema(self) -> Mapping[str, Any]:
@@ -316,6 +334,7 @@ class OpenModelGrader(Grader):
             prompt.messages,
             self._document.schema_name,
             self._document.reply_schema,
+            self._document.weighed_replies,
             params.max_completions_tokens,
             params.temperature,
             params.top_p,

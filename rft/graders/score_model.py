@@ -54,12 +54,46 @@ class ScoreModel(ModelGrader):
         if not self.is_local:
             return {"type": "number"}
         low, high = self.range
-        digits = 2 - math.floor(math.log10(high - low))
-        if digits <= 0:
+        digits = decimals(low, high)
+        if digits == 0:
             return {"type": "integer", "minimum": math.ceil(low), "maximum": math.floor(high)}
         return {"type": "number", "minimum": low, "maximum": high, "multipleOf": 10.0**-digits}
 
+    def warnings(self) -> list[str]:
+        threshold = self.pass_threshold
+        if threshold is None or threshold < self.range[1] or not self.weighed_replies:
+            return super().warnings()
+        what = f"{self.name}: nothing passes, as the mean of what a judge could give never reaches {threshold:g}"
+        return [
+            *super().warnings(),
+            f"{what}: lower pass_threshold, or raise max_completions_tokens to 128",
+        ]
+
+    @property
+    def results(self) -> tuple[float, ...]:
+        return levels(*self.range)
+
     def reward_of(self, reply: JudgeReply, settings: GradingSettings) -> float:
+        """Of a judge that weighs its replies, the score it expects to give (Liu et al. 2023, G-Eval, equation 1)."""
         low, high = self.range
-        score = min(max(score_of_reply(reply), low), high)
+        score = score_of_reply(reply)
+        if reply.probabilities:
+            weighed = zip(reply.probabilities, self.results, strict=True)
+            score = sum(probability * result for probability, result in weighed)
+        score = min(max(score, low), high)
         return shape_by_threshold(score, self.pass_threshold, settings)
+
+
+def decimals(low: float, high: float) -> int:
+    """Of the scores within a range that a judge in this process can write: a hundred at least, where they are not
+    whole numbers."""
+    return max(0, 2 - math.floor(math.log10(high - low)))
+
+
+def levels(low: float, high: float) -> tuple[float, ...]:
+    """The scores that rubrics use: whole numbers where a range has three to eleven of them, ends included, else its
+    quarters."""
+    if float(low).is_integer() and float(high).is_integer() and 2 <= high - low <= 10:
+        return tuple(range(int(low), int(high) + 1))
+    quarters = [round(low + (high - low) * n / 4, decimals(low, high)) for n in range(1, 4)]
+    return tuple(int(q) if float(q).is_integer() else q for q in (low, *quarters, high))

@@ -14,9 +14,11 @@ from rft.errors import ModelError
 from rft.graders.fault import GradingFault
 from rft.graders.judge import JudgeReply, JudgeRequest
 from rft.models.chat import RENDERING_ERRORS, ChatTemplate
+from rft.models.thinking import opened_by
 from rft.rollout.memory import sample_within_memory
 from rft.rollout.randomness import Purpose
 from rft.rollout.sampler import Sampled, Sampler, SampleRequest, SamplingSettings
+from rft.rollout.weigh import Replies, Weigher, encode_replies
 from rft.types import Example
 
 DEFAULT_MAX_TOKENS = 256
@@ -32,11 +34,13 @@ class _Question:
     prompt_ids: tuple[int, ...]
     settings: SamplingSettings
     seed: int
+    replies: Replies | None = None
+    """Those to be weighed; None: one is sampled."""
     reply: Future[JudgeReply] = field(default_factory=Future)
 
 
 class LocalJudge:
-    """Answers by a sampler; greedy unless a temperature is asked for.
+    """Answers by a sampler, greedily unless a temperature is asked for; or weighs the replies there are.
 
     An answer depends on its question alone: its uniforms are those of the seed asked for and the prompt.
     Only the thread that made the judge runs the model, by `serve`, or by asking itself.
@@ -46,13 +50,16 @@ class LocalJudge:
         self,
         name: str,
         sampler: Sampler,
+        weigher: Weigher,
         template: ChatTemplate,
         context_length: int,
         answering: Callable[[], AbstractContextManager[None]] = nullcontext,
     ):
-        """`answering` gives a context in which the model answers, such as `Policy.adapter_off`."""
+        """`weigher`: over the model that the sampler draws from. `answering` gives a context in which that
+        answers, such as `Policy.adapter_off`."""
         self._name = name
         self._sampler = sampler
+        self._weigher = weigher
         self._template = template
         self._context_length = context_length
         self._answering = answering
@@ -117,12 +124,16 @@ class LocalJudge:
         except RENDERING_ERRORS as error:
             raise _fault(f"the judge's chat template refuses the conversation: {error}") from None
         max_tokens = request.max_tokens or DEFAULT_MAX_TOKENS
+        tokenizer = self._template.tokenizer
+        opened = opened_by(prompt.token_ids, tokenizer)
+        replies = encode_replies(request.replies, tokenizer, opened) if request.replies else None
         room = self._context_length - len(prompt.token_ids)
-        if room < 1:
+        needed = replies.num_tokens if replies else 1
+        if room < needed:
             raise GradingFault(
                 "model_grader_exceeded_max_tokens_error",
-                f"the judge's prompt has {len(prompt.token_ids)} tokens, and the model's context "
-                f"{self._context_length}",
+                f"the judge's prompt has {len(prompt.token_ids)} tokens and its reply needs {needed}, but "
+                f"the model's context has {self._context_length}",
                 of_sample=False,
             )
         settings = SamplingSettings(
@@ -133,12 +144,18 @@ class LocalJudge:
             schema=json.dumps(request.schema),
             may_think=False,
         )
-        return _Question(prompt.token_ids, settings, (request.seed or 0) % 2**64)
+        return _Question(prompt.token_ids, settings, (request.seed or 0) % 2**64, replies)
 
     def _reply(self, questions: Sequence[_Question]) -> None:
+        weighed = [question for question in questions if question.replies is not None]
+        try:
+            self._weigh(weighed)
+        except ModelError as error:
+            give_up(weighed, str(error))
         together: defaultdict[SamplingSettings, list[_Question]] = defaultdict(list)
         for question in questions:
-            together[question.settings].append(question)
+            if question.replies is None:
+                together[question.settings].append(question)
         for settings, alike in together.items():
             requests = [
                 SampleRequest(q.prompt_ids, 1, q.seed, Purpose.JUDGE, 0, _number_of(q.prompt_ids))
@@ -151,6 +168,21 @@ class LocalJudge:
                         question.reply.set_result(self._told(question, sampled))
             except ModelError as error:
                 give_up(alike, str(error))
+
+    def _weigh(self, questions: Sequence[_Question]) -> None:
+        asked = [(q.prompt_ids, q.replies) for q in questions if q.replies is not None]
+        with self._answering():
+            weighed = zip(questions, asked, self._weigher.probabilities(asked), strict=True)
+            for question, (prompt_ids, replies), probabilities in weighed:
+                question.reply.set_result(
+                    JudgeReply(
+                        replies.texts[probabilities.index(max(probabilities))],
+                        "stop",
+                        usage={"prompt_tokens": len(prompt_ids), "completion_tokens": 0},
+                        model=self._name,
+                        probabilities=probabilities,
+                    )
+                )
 
     def _told(self, question: _Question, sampled: Sampled) -> JudgeReply:
         completion = sampled.completion

@@ -25,6 +25,7 @@ from rft.rollout.judge import LocalJudge
 from rft.rollout.native import NativeSampler
 from rft.rollout.plain import PlainSampler
 from rft.rollout.transcribe import Transcriber
+from rft.rollout.weigh import Weigher
 from rft.runs.layout import RUNS_FOLDER
 
 BASE = "local:base"
@@ -69,10 +70,14 @@ def base_judge(policy: Policy, policys: ChatTemplate, ends: tuple[int, ...]) -> 
     length = context_length(policy.base.config)
     if policy.why_unpacked is not None:
         sampler = PlainSampler(policy, transcriber, NUM_SLOTS)
-        return LocalJudge(BASE, sampler, template, length, policy.adapter_off)
-    native = NativeSampler(BareModel(policy), transcriber, NUM_SLOTS)
+        return LocalJudge(
+            BASE, sampler, Weigher(policy, None), template, length, policy.adapter_off
+        )
+    bare = BareModel(policy)
+    native = NativeSampler(bare, transcriber, NUM_SLOTS)
     answering = nullcontext if policy.uses_merged else policy.adapter_off
-    return LocalJudge(BASE, native, template, length, answering)
+    weigher = Weigher(bare, native.invariance)
+    return LocalJudge(BASE, native, weigher, template, length, answering)
 
 
 def load_judge(name: str, model: str, settings: ModelSettings) -> LocalJudge:
@@ -94,7 +99,9 @@ def load_judge(name: str, model: str, settings: ModelSettings) -> LocalJudge:
     policy = new_policy(base, LoraShape(1), 0)
     sampler = open_sampler(policy, Transcriber(tokenizer, ends), NUM_SLOTS)
     template = quiet_template(tokenizer, settings.chat_template_kwargs)
-    return LocalJudge(name, sampler, template, context_length(base.config))
+    invariance = sampler.invariance if isinstance(sampler, NativeSampler) else None
+    weigher = Weigher(policy, invariance)
+    return LocalJudge(name, sampler, weigher, template, context_length(base.config))
 
 
 def quiet_template(tokenizer: PreTrainedTokenizerBase, kwargs: Mapping[str, Any]) -> ChatTemplate:

@@ -114,6 +114,7 @@ def local_job(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "input": [{"role": "user", "content": content}],
         "sampling_params": {"max_completions_tokens": 60, "temperature": 1.0, "seed": 1},
     }
+    weighing = {**judge, "name": "mean", "sampling_params": {"max_completions_tokens": 60}}
     check = {
         "type": "string_check",
         "name": "label",
@@ -123,8 +124,8 @@ def local_job(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     grader = {
         "type": "multi",
-        "graders": {"judge": judge, "label": check},
-        "calculate_output": "0.5 * judge + 0.5 * label",
+        "graders": {"judge": judge, "mean": weighing, "label": check},
+        "calculate_output": "0.4 * judge + 0.2 * mean + 0.4 * label",
     }
     response_format = {"type": "json_schema", "json_schema": {"name": "s", "schema": SCHEMA}}
     folder = tmp_path_factory.mktemp("local")
@@ -145,8 +146,9 @@ def test_a_judge_of_this_process_grades_answers_under_a_schema(local_run: Path) 
         assert value.keys() == {"a", "b"}
         assert row["sub_rewards"]["label"] == float(value["a"] == "yy")
         assert 0 <= row["sub_rewards"]["judge"] <= 1
-    judged = [row["sub_rewards"]["judge"] for row in rows if row["sub_rewards"]["judge"]]
-    assert len(set(judged)) > 1
+        assert 0 < row["sub_rewards"]["mean"] < 1 or not value["b"]  # hollow: not asked about
+    for part in ("judge", "mean"):
+        assert len({row["sub_rewards"][part] for row in rows if row["sub_rewards"][part]}) > 1
     for line in metrics_of(local_run)[1:]:
         assert line["rollout/logprob_gap"] < 1e-5 and line["rollout/logprob_gap_max"] < 5e-4
     tree = [json.loads(line) for line in (local_run / "events.jsonl").read_text().splitlines()]

@@ -18,6 +18,7 @@ from rft.graders.judge import JudgeReply, JudgeRequest, JudgeSettings, StandInJu
 from rft.graders.judge_http import HttpJudge, completions_url
 from rft.graders.judge_prompt import MessageTemplate
 from rft.graders.model_grader import ModelGrader, OpenModelGrader
+from rft.graders.score_model import levels
 from rft.graders.template import parse_template
 from rft.types import Grade
 from tests.unit.graders.loopback import Answer, Request, always, in_turn, reply, serving
@@ -41,7 +42,7 @@ def score_model(**fields: Any) -> ModelGrader:
 
 def label_model(**fields: Any) -> ModelGrader:
     labels = {"labels": ["good", "fair", "poor"], "passing_labels": ["good", "fair"]}
-    return score_model(type="label_model", **labels, **fields)
+    return score_model(**{"type": "label_model", **labels, **fields})
 
 
 def opened(
@@ -398,6 +399,122 @@ class Fixed:
 
     def close(self) -> None:
         raise AssertionError("its owner closes it")
+
+
+class Weighing(Fixed):
+    """Finds later replies likelier."""
+
+    def answer(self, request: JudgeRequest) -> JudgeReply:
+        self.asked.append(request)
+        weights = range(len(request.replies))
+        total = max(1, sum(weights))
+        return JudgeReply(
+            request.replies[-1], "stop", probabilities=tuple(w / total for w in weights)
+        )
+
+
+WITHOUT_ROOM = {"max_completions_tokens": 127}
+
+
+def test_without_room_for_steps_a_score_is_the_mean_of_those_that_could_be_given() -> None:
+    judge = Weighing("")
+    settings = GradingSettings(local_judges={"local:base": judge})
+    document = score_model(model="local:base", sampling_params=WITHOUT_ROOM, range=[1, 2])
+    with document.open(settings) as grader:
+        expected = sum(n * (1 + n / 4) for n in range(5)) / 10
+        assert grader.grade(SAMPLE, ITEM).reward == pytest.approx(expected)
+    (request,) = judge.asked
+    assert request.replies[0] == '{"steps": [], "result": 1}'
+    assert request.replies[1] == '{"steps": [], "result": 1.25}'
+
+
+def test_without_room_for_steps_a_label_is_the_likeliest() -> None:
+    judge = Weighing("")
+    settings = GradingSettings(local_judges={"local:base": judge})
+    document = label_model(model="local:base", sampling_params=WITHOUT_ROOM)
+    with document.open(settings) as grader:
+        passes = document.labels[-1] in document.passing_labels
+        assert grader.grade(SAMPLE, ITEM).reward == float(passes)
+    assert judge.asked[0].replies == tuple(
+        json.dumps({"steps": [], "result": label}) for label in document.labels
+    )
+
+
+@pytest.mark.parametrize(
+    ("model", "params"),
+    [
+        ("local:base", {"max_completions_tokens": 128}),
+        ("local:base", {**WITHOUT_ROOM, "temperature": 1.0}),
+        ("some-model", WITHOUT_ROOM),
+    ],
+)
+def test_where_there_is_room_or_chance_or_a_server_nothing_is_weighed(
+    model: str, params: dict[str, Any]
+) -> None:
+    assert score_model(model=model, sampling_params=params).weighed_replies == ()
+
+
+@pytest.mark.parametrize(
+    ("bounds", "expected"),
+    [
+        ((0, 1), (0, 0.25, 0.5, 0.75, 1)),
+        ((1, 5), (1, 2, 3, 4, 5)),
+        ((0, 10), (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10)),
+        ((-1, 1), (-1, 0, 1)),
+        ((0.5, 3.5), (0.5, 1.25, 2, 2.75, 3.5)),
+        ((0, 15), (0, 3.8, 7.5, 11.2, 15)),
+        ((0, 150), (0, 38, 75, 112, 150)),
+        ((0, 100), (0, 25, 50, 75, 100)),
+        ((0.1, 0.3), (0.1, 0.15, 0.2, 0.25, 0.3)),
+    ],
+)
+def test_what_is_weighed_is_what_rubrics_use(
+    bounds: tuple[float, float], expected: tuple[float, ...]
+) -> None:
+    assert levels(*bounds) == expected
+
+
+@pytest.mark.parametrize("bounds", [(0, 1), (1, 5), (0, 15), (0, 150), (-0.5, 1e5), (0.1, 0.3)])
+def test_what_is_weighed_could_also_be_written(bounds: tuple[float, float]) -> None:
+    document = score_model(model="local:base", range=bounds, sampling_params=WITHOUT_ROOM)
+    step = document.result_schema.get("multipleOf", 1)
+    inner = document.results[1:-1]
+    assert [result / step for result in inner] == pytest.approx([round(r / step) for r in inner])
+
+
+def test_what_is_weighed_is_written_in_its_own_letters() -> None:
+    labels = ["möglich", "да"]
+    document = label_model(
+        model="local:base", labels=labels, passing_labels=labels, sampling_params=WITHOUT_ROOM
+    )
+    assert document.weighed_replies == (
+        '{"steps": [], "result": "möglich"}',
+        '{"steps": [], "result": "да"}',
+    )
+
+
+def test_of_many_labels_one_is_written() -> None:
+    labels = [f"label {n}" for n in range(17)]
+    fields = {"labels": labels, "passing_labels": labels[:1], "sampling_params": WITHOUT_ROOM}
+    assert label_model(model="local:base", **fields).weighed_replies == ()
+    fields["labels"] = labels[:16]
+    assert len(label_model(model="local:base", **fields).weighed_replies) == 16
+
+
+@pytest.mark.parametrize(
+    ("threshold", "params", "warns"),
+    [
+        (1.0, WITHOUT_ROOM, True),
+        (0.9, WITHOUT_ROOM, False),
+        (1.0, {}, False),
+        (None, WITHOUT_ROOM, False),
+    ],
+)
+def test_a_threshold_that_no_mean_reaches_is_told(
+    threshold: float | None, params: dict[str, Any], warns: bool
+) -> None:
+    document = score_model(model="local:base", pass_threshold=threshold, sampling_params=params)
+    assert any("nothing passes" in warning for warning in document.warnings()) == warns
 
 
 def test_a_judge_of_this_process_is_asked_for_what_fits_its_limit() -> None:

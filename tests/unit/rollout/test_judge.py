@@ -15,6 +15,7 @@ from rft.rollout.judge import LocalJudge
 from rft.rollout.native import NativeSampler
 from rft.rollout.sampler import Sampled, SampleRequest, SamplingSettings
 from rft.rollout.transcribe import Transcriber
+from rft.rollout.weigh import Weigher
 from tests.schemas import an_object
 from tests.tiny import make_adapter_large, tiny_policy, tiny_tokenizer
 
@@ -40,9 +41,11 @@ class Counting(NativeSampler):
 
 
 def judge_of(policy: Policy, context_length: int = 2000) -> tuple[LocalJudge, Counting]:
-    sampler = Counting(BareModel(policy))
+    bare = BareModel(policy)
+    sampler = Counting(bare)
     template = ChatTemplate(tiny_tokenizer(), {})
-    return LocalJudge("local:base", sampler, template, context_length), sampler
+    weigher = Weigher(bare, sampler.invariance)
+    return LocalJudge("local:base", sampler, weigher, template, context_length), sampler
 
 
 def request(text: str, **settings: object) -> JudgeRequest:
@@ -130,3 +133,54 @@ def test_draws_differ_by_seed_and_by_question_alone() -> None:
     assert first == [drawn("a", seed) for seed in range(5)]
     assert len(set(first)) > 1
     assert first != [drawn("b", seed) for seed in range(5)]
+
+
+REPLIES = tuple(json.dumps({"steps": [], "result": result}) for result in (0, 0.1, 1, "none"))
+
+
+def weighed(judge: LocalJudge, text: str) -> JudgeReply:
+    messages = ({"role": "user", "content": text},)
+    return judge.answer(JudgeRequest(messages, "score", SCHEMA, REPLIES))
+
+
+def test_the_likeliest_of_weighed_replies_is_the_answer() -> None:
+    judge, sampler = judge_of(tiny_policy())
+    reply = weighed(judge, "Well?")
+    assert reply.text == REPLIES[reply.probabilities.index(max(reply.probabilities))]
+    prompt = ChatTemplate(tiny_tokenizer(), {}).render([{"role": "user", "content": "Well?"}])
+    num_tokens = len(tiny_tokenizer().encode(prompt))
+    assert reply.usage == {"prompt_tokens": num_tokens, "completion_tokens": 0}
+    assert (reply.model, reply.finish_reason) == ("local:base", "stop")
+    assert not sampler.batches
+
+
+def test_weights_do_not_depend_on_who_else_asks() -> None:
+    judge, _ = judge_of(tiny_policy())
+    questions = ["a", "is it?", "how good is the answer that you see here?"]
+    alone = [weighed(judge, question) for question in questions]
+    assert len({reply.probabilities for reply in alone}) == 3
+    with judge.in_session(), ThreadPoolExecutor(4) as pool:
+        sampled = pool.submit(judge.answer, request("sampled"))
+        replies = [pool.submit(weighed, judge, question) for question in reversed(questions)]
+        while not all(reply.done() for reply in [sampled, *replies]):
+            judge.serve(0.2)
+    assert [reply.result() for reply in reversed(replies)] == alone
+    assert sampled.result().probabilities == ()
+
+
+def test_weighing_needs_room_for_the_longest_reply() -> None:
+    prompt = ChatTemplate(tiny_tokenizer(), {}).render([{"role": "user", "content": "?"}])
+    room = len(tiny_tokenizer().encode(prompt)) + max(map(len, REPLIES))
+    assert weighed(judge_of(tiny_policy(), room)[0], "?").text
+    with pytest.raises(GradingFault, match="context") as raised:
+        weighed(judge_of(tiny_policy(), room - 1)[0], "?")
+    assert raised.value.flag == "model_grader_exceeded_max_tokens_error"
+
+
+def test_a_model_without_numbers_has_no_answer_and_no_reward() -> None:
+    policy = tiny_policy()
+    judge, _ = judge_of(policy)
+    policy.base.get_input_embeddings().weight.data.fill_(float("nan"))
+    with pytest.raises(GradingFault, match="not finite") as raised:
+        weighed(judge, "?")
+    assert not raised.value.of_sample
