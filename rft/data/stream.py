@@ -5,17 +5,18 @@ from numpy.typing import NDArray
 
 
 class PromptStream:
-    """The rows a job draws, without end: one permutation of all rows after another.
+    """The rows a job draws, without end: one permutation of all rows after another, or always their own order.
 
-    The row of ordinal o is p[o mod n] in epoch e = o // n, where p is the stable argsort of n raw
+    Shuffled, the row of ordinal o is p[o mod n] in epoch e = o // n, where p is the stable argsort of n raw
     64-bit draws of Philox(SeedSequence([seed, e])): a pure function of seed and ordinal. NumPy
     promises raw draws to stay what they are, shuffles not.
     """
 
-    def __init__(self, num_rows: int, seed: int, cursor: int = 0):
+    def __init__(self, num_rows: int, seed: int, cursor: int = 0, is_shuffled: bool = True):
         if num_rows < 1:
             raise ValueError("a stream needs at least one row")
         self._num_rows, self._seed, self._cursor = num_rows, seed, cursor
+        self._is_shuffled = is_shuffled
         self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
 
     @property
@@ -33,6 +34,8 @@ class PromptStream:
 
     def _row(self, ordinal: int) -> int:
         epoch, position = divmod(ordinal, self._num_rows)
+        if not self._is_shuffled:
+            return position
         if epoch != self._epoch:
             self._epoch, self._order = epoch, permutation(self._num_rows, self._seed, epoch)
         return int(self._order[position])

@@ -75,6 +75,9 @@ class DataSettings(Section):
     message, such as `"{{ question }} Answer with a number."`; every other entry adds `item.<name>`
     for graders, and a template that is one bare `{{ column }}` keeps the column's type. Nested
     values: `{{ column.key[0] }}`. The row's own columns stay in `item`."""
+    shuffle: bool = True
+    """Whether each epoch draws the training rows in another order; false: in that of the file, for a curriculum,
+    or for batches that hold every kind of row equally often."""
 
 
 class LoraSettings(Section):

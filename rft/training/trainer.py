@@ -52,11 +52,12 @@ class Trainer:
         self._collector = collector
         self._updater = updater
         self._ranks = ranks
-        self.stream = PromptStream(len(prompts), job.seed)
+        self.go_to(0)
 
     def go_to(self, cursor: int) -> None:
         """Go on after so many prompts drawn."""
-        self.stream = PromptStream(len(self._prompts), self._job.seed, cursor)
+        is_shuffled = self._job.engine.data.shuffle
+        self.stream = PromptStream(len(self._prompts), self._job.seed, cursor, is_shuffled)
 
     def step(self, step: int) -> StepRecord:
         """One rollout batch and the updates it feeds; `step` counts from 1."""

@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 
 from rft.data import load_examples
@@ -82,15 +83,16 @@ def test_security_reviews_lean_on_the_policy_and_no_label_prevails() -> None:
     policy = (CONFIGS / "security_review" / "policy.md").read_text(encoding="utf-8")
     sentences = re.findall(r"[A-Z](?:[^.]|\.\d)*\.", re.sub(r"\*\*[^*]*\*\*|\s+", " ", policy))
     prompts = []
-    for file, num_rows, shares in (
-        ("train.jsonl", 100, {"yes": 42, "needs review": 30, "no": 28}),
-        ("valid.jsonl", 40, {"yes": 17, "no": 12, "needs review": 11}),
-    ):
+    schema = json.loads(str(job_of("security_review").completion_schema))
+    for file, num_each in (("train.jsonl", 24), ("valid.jsonl", 11)):
         rows = rows_of("security_review", file)
-        assert len(rows) == num_rows
+        shares = {"yes": num_each, "no": num_each, "needs review": num_each}
         assert Counter(row["compliant"] for row in rows) == shares
-        prompts += [row["messages"][0]["content"] for row in rows]
-    assert len(set(prompts)) == 140
+        for row in rows:
+            answer = {"compliant": row["compliant"], "explanation": row["explanation"]}
+            jsonschema.validate(answer, schema)
+        prompts += [row["messages"][1]["content"] for row in rows]
+    assert len(set(prompts)) == 105
     for prompt in prompts:
         assert any(sentence in prompt for sentence in sentences), prompt
 

@@ -464,6 +464,11 @@ def test_the_order_is_the_one_of_the_formula() -> None:
 ORDER_OF_SEED_42 = [0, 1, 4, 2, 6, 8, 5, 9, 7, 3]
 
 
+def test_a_stream_that_is_not_shuffled_keeps_to_the_file() -> None:
+    drawn = PromptStream(3, seed=42, cursor=2, is_shuffled=False).take(5)
+    assert drawn == [(2, 2), (3, 0), (4, 1), (5, 2), (6, 0)]
+
+
 def test_a_stream_goes_on_from_a_cursor_wherever_it_was_cut() -> None:
     whole = PromptStream(5, seed=1).take(40)
     stream = PromptStream(5, seed=1)
