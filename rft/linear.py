@@ -15,7 +15,7 @@ WORST_ERROR = 1e-5
 """Relative error beyond which a packed product is not believed."""
 
 MOST_ROWS = 512
-"""Of one product; more are computed in blocks, none slower for it."""
+"""Of one product; more are computed in blocks of like size, none slower for it."""
 
 
 class Product:
@@ -52,7 +52,8 @@ class Product:
         if num_rows < MOST_ROWS:
             return self._padded_product(x.flatten(0, -2)).view(*x.shape[:-1], -1)
         product = x.new_empty(num_rows, self.shape[0])
-        blocks = (torch.split(rows, MOST_ROWS) for rows in (product, x.flatten(0, -2)))
+        num_blocks = -(-num_rows // MOST_ROWS)
+        blocks = (torch.chunk(rows, num_blocks) for rows in (product, x.flatten(0, -2)))
         for found, rows in zip(*blocks, strict=True):
             found.copy_(self._padded_product(rows))
         return product.view(*x.shape[:-1], -1)

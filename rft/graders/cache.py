@@ -12,10 +12,10 @@ from typing import Any
 from rft.graders.grader import Grader
 from rft.types import Grade, Item, Sample
 
-MAX_GRADES = 50_000
-"""Grades that are kept, the least recently used going first. One takes 0.3 kB, and 0.3 kB more for
-each part of a multi: 15 to 60 MB in all. A failed one takes its traceback too, 4 kB at most, twice
-in a multi."""
+MAX_GRADES = 10_000
+"""Grades that are kept, the least recently used going first: those of many steps, and of the evaluations between
+them. One takes 0.3 kB, and 0.3 kB more for each part of a multi: 3 to 12 MB in all. A failed one takes its traceback
+too, 4 kB at most, twice in a multi. What judges said is kept by them."""
 
 NOTHING: dict[str, Any] = {}
 """In place of every empty mapping of a kept grade; nobody writes to it."""

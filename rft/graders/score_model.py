@@ -16,6 +16,8 @@ from rft.graders.judge import JudgeReply
 from rft.graders.judge_reply import score_of_reply
 from rft.graders.model_grader import ModelGrader
 
+ROUNDING = 1e-6
+"""Of a step, by which 0.1 × 100 and the like may miss a whole number."""
 MIN_WIDTH = 1e-6
 """Of a range."""
 
@@ -95,5 +97,8 @@ def levels(low: float, high: float) -> tuple[float, ...]:
     quarters."""
     if float(low).is_integer() and float(high).is_integer() and 2 <= high - low <= 10:
         return tuple(range(int(low), int(high) + 1))
-    quarters = [round(low + (high - low) * n / 4, decimals(low, high)) for n in range(1, 4)]
-    return tuple(int(q) if float(q).is_integer() else q for q in (low, *quarters, high))
+    digits = decimals(low, high)
+    scale = 10**digits
+    first, last = math.ceil(low * scale - ROUNDING), math.floor(high * scale + ROUNDING)
+    quarters = (round(round(first + (last - first) * n / 4) / scale, digits) for n in range(5))
+    return tuple(int(q) if float(q).is_integer() else q for q in quarters)

@@ -148,10 +148,11 @@ class LocalJudge:
 
     def _reply(self, questions: Sequence[_Question]) -> None:
         weighed = [question for question in questions if question.replies is not None]
-        try:
-            self._weigh(weighed)
-        except ModelError as error:
-            give_up(weighed, str(error))
+        if weighed:
+            try:
+                self._weigh(weighed)
+            except ModelError as error:
+                give_up(weighed, str(error))
         together: defaultdict[SamplingSettings, list[_Question]] = defaultdict(list)
         for question in questions:
             if question.replies is None:

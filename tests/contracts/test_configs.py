@@ -91,7 +91,11 @@ def test_security_reviews_lean_on_the_policy_and_no_label_prevails() -> None:
         for row in rows:
             answer = {"compliant": row["compliant"], "explanation": row["explanation"]}
             jsonschema.validate(answer, schema)
+        if file == "train.jsonl":
+            turns = ["yes", "no", "needs review"] * num_each
+            assert [row["compliant"] for row in rows] == turns
         prompts += [row["messages"][1]["content"] for row in rows]
+    assert not job_of("security_review").engine.data.shuffle
     assert len(set(prompts)) == 105
     for prompt in prompts:
         assert any(sentence in prompt for sentence in sentences), prompt

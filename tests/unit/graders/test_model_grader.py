@@ -474,12 +474,16 @@ def test_what_is_weighed_is_what_rubrics_use(
     assert levels(*bounds) == expected
 
 
-@pytest.mark.parametrize("bounds", [(0, 1), (1, 5), (0, 15), (0, 150), (-0.5, 1e5), (0.1, 0.3)])
+@pytest.mark.parametrize(
+    "bounds",
+    [(0, 1), (1, 5), (0, 15), (0, 150), (-0.5, 1e5), (0.1, 0.3), (0.1234567, 1), (0.3, 0.7)],
+)
 def test_what_is_weighed_could_also_be_written(bounds: tuple[float, float]) -> None:
     document = score_model(model="local:base", range=bounds, sampling_params=WITHOUT_ROOM)
     step = document.result_schema.get("multipleOf", 1)
-    inner = document.results[1:-1]
-    assert [result / step for result in inner] == pytest.approx([round(r / step) for r in inner])
+    results = document.results
+    assert [r / step for r in results] == pytest.approx([round(r / step) for r in results])
+    assert bounds[0] <= results[0] and results[-1] <= bounds[1] and len(set(results)) >= 5
 
 
 def test_what_is_weighed_is_written_in_its_own_letters() -> None:

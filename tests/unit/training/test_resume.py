@@ -74,6 +74,7 @@ def test_changes_that_finished_steps_do_not_feel(tmp_path: Path, override: str) 
             "engine.model.chat_template_kwargs.enable_thinking: None → False",
         ),
         ("engine.grading.on_exception=exclude", "on_exception: 'minimum' → 'exclude'"),
+        ("engine.data.shuffle=false", "engine.data.shuffle: True → False"),
     ],
 )
 def test_other_changes_are_refused(tmp_path: Path, override: str, said: str) -> None:
@@ -190,6 +191,8 @@ def test_a_fork_keeps_only_the_shape_of_the_weights(tmp_path: Path) -> None:
         ("method.reinforcement.grader.reference='{{ item.other }}'", False),
         ("engine.grading.on_exception=exclude", False),
         ("engine.evaluation.temperature=0.5", False),
+        ("engine.data.shuffle=false", True),
+        ("engine.data.system=Be brief.", False),
     ],
 )
 def test_what_changes_the_meaning_of_a_reward(override: str, expected: bool) -> None:

@@ -99,6 +99,13 @@ def test_a_step_walks_through_the_stream() -> None:
     assert sampler.num_refreshes == 2
     assert updater.calls == [(1, [0, 1], False), (2, [2, 3], False)]
 
+    assert [request.step for requests, _ in sampler.calls for request in requests] == [1, 1, 2, 2]
+    assert first.advantages[0] == pytest.approx((0.70700679, -0.70700679))
+    names = {"sampling", "grading_wait", "training", "sync", "full_iteration"}
+    assert set(first.seconds) == names
+    # of each step, not since the beginning
+    assert first.sampler_spent == second.sampler_spent == {"decode": 0.5, "decode_tokens": 3.0}
+
 
 def test_without_shuffling_rows_are_drawn_as_they_stand() -> None:
     trainer, _, _ = make_trainer(LIVELY, "engine.data.shuffle=false")
@@ -106,12 +113,6 @@ def test_without_shuffling_rows_are_drawn_as_they_stand() -> None:
     assert rows == [0, 1, 2, 3]
     trainer.go_to(NUM_ROWS + 1)
     assert [group.prompt.example.row for group in trainer.step(3).groups] == [1, 2]
-    assert [request.step for requests, _ in sampler.calls for request in requests] == [1, 1, 2, 2]
-    assert first.advantages[0] == pytest.approx((0.70700679, -0.70700679))
-    names = {"sampling", "grading_wait", "training", "sync", "full_iteration"}
-    assert set(first.seconds) == names
-    # of each step, not since the beginning
-    assert first.sampler_spent == second.sampler_spent == {"decode": 0.5, "decode_tokens": 3.0}
 
 
 def test_go_to() -> None:
