@@ -188,6 +188,23 @@ def answers_repeat(repeated: float, shared: float, at_start: float) -> str | Non
     )
 
 
+def watched_part_falls(watched: Mapping[str, float], reward: float, scale: float) -> str | None:
+    """A part that calculate_output does not read has fallen while the reward has risen.
+
+    `watched`: by how much each such part has changed since the first evaluation; `reward`: the same of the reward.
+    """
+    if not watched or reward < PART_CHANGE * scale:
+        return None
+    faller = min(watched, key=lambda name: watched[name])
+    if watched[faller] > -PART_CHANGE * scale:
+        return None
+    return (
+        f"since the first evaluation the validation reward has changed by {reward:+.3g}, and `{faller}`, a part "
+        f"that calculate_output does not read, by {watched[faller]:+.3g}: what earns more is worse by that "
+        "measure. Read the best-paid answers with `rft runs samples`"
+    )
+
+
 def one_part_for_another(moved: Mapping[str, float], scale: float) -> str | None:
     """One part of a multi has raised the reward while another has lowered it."""
     if not moved:

@@ -18,6 +18,7 @@ from rft.training.hacking import (
     one_part_for_another,
     policy_above_reference,
     reference_falls,
+    watched_part_falls,
 )
 from rft.training.trainer import StepRecord
 from rft.training.watch_metrics import (
@@ -129,10 +130,17 @@ class HackingWatch:
         first = {
             key: self._conditions.first(f"part {key}", reward) for key, reward in parts.items()
         }
-        traded = one_part_for_another(contributions(self._grader, first, parts), scale)
+        moved = contributions(self._grader, first, parts)
+        traded = one_part_for_another(moved, scale)
+        fallen = None
+        if moved and math.isfinite(evaluation.reward_mean):
+            begun = self._conditions.first("valid reward", evaluation.reward_mean)
+            watched = {name: parts[name] - first[name] for name in parts.keys() - moved.keys()}
+            fallen = watched_part_falls(watched, evaluation.reward_mean - begun, scale)
         return [
             self._conditions.once(EVALUATIONS_IN_A_ROW, "gap has grown", grown),
             self._conditions.once(EVALUATIONS_IN_A_ROW, "one part for another", traded),
+            self._conditions.once(EVALUATIONS_IN_A_ROW, "watched part falls", fallen),
         ]
 
 

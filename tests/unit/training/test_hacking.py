@@ -15,6 +15,7 @@ from rft.training.hacking import (
     one_part_for_another,
     policy_above_reference,
     reference_falls,
+    watched_part_falls,
 )
 
 
@@ -184,6 +185,28 @@ def test_answers_that_repeat(
         assert text.startswith(
             f"{repeated:.0%} of the completions answer another prompt word for word too ({at_start:.0%} at "
             "the start): right if the task has few possible answers; otherwise the policy has found one"
+        )
+
+
+@pytest.mark.parametrize(
+    ("watched", "reward", "scale", "is_sign"),
+    [
+        ({"likeness": -0.1, "length": 0.3}, 0.1, 1.0, True),
+        ({"likeness": -0.09}, 0.1, 1.0, False),
+        ({"likeness": -0.1}, 0.09, 1.0, False),
+        ({"likeness": -0.1}, 0.1, 2.0, False),
+        ({}, 0.5, 1.0, False),
+    ],
+)
+def test_watched_part_falls(
+    watched: dict[str, float], reward: float, scale: float, is_sign: bool
+) -> None:
+    text = watched_part_falls(watched, reward, scale)
+    assert (text is not None) == is_sign
+    if text is not None:
+        assert text.startswith(
+            "since the first evaluation the validation reward has changed by +0.1, and `likeness`, a part "
+            "that calculate_output does not read, by -0.1: what earns more is worse by that measure"
         )
 
 

@@ -308,6 +308,17 @@ def test_one_part_for_another_is_told_at_the_second_evaluation() -> None:
     assert run.evaluation([0.5], parts=after)[1] == []
 
 
+def test_a_part_that_only_is_watched_is_told_of_at_the_second_evaluation() -> None:
+    run = Run(load_job(ROOT / "configs/security_review/job.yaml").grader)
+    before = {"compliant": 0.5, "explanation": 0.3, "likeness": 0.4}
+    after = {"compliant": 0.5, "explanation": 0.4, "likeness": 0.1}
+    assert run.evaluation([0.4], parts=before)[1] == []
+    assert run.evaluation([0.7], parts=after)[1] == []
+    _, (text,) = run.evaluation([0.7], parts=after)
+    assert "reward has changed by +0.3, and `likeness`" in text and "by -0.3: what earns" in text
+    assert run.evaluation([0.7], parts=after)[1] == []
+
+
 def test_a_run_tells_it_as_an_event(tmp_path: Path) -> None:
     job_file = write_job(tmp_path, save_tiny_model(tmp_path / "model"), num_rows=16)
     source = job_file.read_text()
