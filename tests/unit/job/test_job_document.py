@@ -47,7 +47,7 @@ DEFAULTS: dict[str, Any] = {
             "chat_template": None,
             "chat_template_kwargs": {},
         },
-        "data": {"messages": "messages", "system": None, "fields": {}},
+        "data": {"messages": "messages", "system": None, "fields": {}, "shuffle": True},
         "lora": {"rank": 16, "alpha": 32, "dropout": 0.0, "targets": "all-linear"},
         "rollout": {
             "engine": "native",

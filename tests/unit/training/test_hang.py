@@ -130,7 +130,7 @@ def test_a_pass_of_the_model_is_told_by_what_it_is_for() -> None:
         decoder.register_forward_pre_hook(lambda *_: (gate.wait(10), None)[1])
         updater.accumulate_gradients(1, [group], None)
 
-    assert re.search(r": training, in rft/policy\.py:\d+ score$", told_while(train))
+    assert re.search(r": training, in rft/policy\.py:\d+ packed_pass$", told_while(train))
 
 
 def test_a_grade_that_several_rollouts_share_is_awaited_too() -> None:
