@@ -93,7 +93,7 @@ def section(result: Result) -> Iterator[str]:
         yield from points_table(axis, points)
     for name, value in (result.get("verdict") or {}).items():
         yield f"- {name.replace('_', ' ')}: {shown(value) if isinstance(value, float) else value}"
-    if result["mode"] in ("curves", "scaling"):
+    if result["mode"] == "curves" or result.get("points", {}).keys() - {"memory"}:
         yield from ("", f"![{result['mode']}]({result['mode']}-{result['job']}.png)")
     yield f"- took {result['seconds'] / 60:.1f} minutes"
 
