@@ -204,7 +204,7 @@ def test_control_characters_of_the_data_do_not_reach_the_terminal(tmp_path: Path
         (b"\xff\xfe{\x00", "training_file: the file is UTF-16"),
         ("{}".encode("utf-32"), "training_file: the file is UTF-32"),
         (b"\x00\x00\xfe\xff", "training_file: the file is UTF-32"),
-        (gzip.compress(b"{}"), "training_file: the file is compressed"),
+        (gzip.compress(b"{}", mtime=0), "training_file: the file is compressed"),
         (b"PK\x03\x04", "training_file: the file is an archive"),
         (b"\n\n", "training_file has 0 example(s), but must have at least 1"),
         (b'[{"messages": []}]', "the file is JSON, not JSONL"),
