@@ -15,7 +15,7 @@ WORST_ERROR = 1e-5
 """Relative error beyond which a packed product is not believed."""
 
 MOST_ROWS = 512
-"""Of one product; more are computed in blocks of like size, none slower for it."""
+"""Of one product; more are computed in blocks of like size."""
 
 
 class Product:

@@ -327,9 +327,8 @@ class Child:
         try:
             frame = take_frame(self._received)
             if frame is None:
-                if (
-                    not self._has_ended()
-                ):  # asked once: it may end at any moment, with its word unread
+                # asked once: it may end at any moment, with its word unread
+                if not self._has_ended():
                     return None
                 self._read_link()
                 frame = take_frame(self._received)
