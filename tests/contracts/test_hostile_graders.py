@@ -26,6 +26,8 @@ pytestmark = pytest.mark.skipif(
 
 RUNTIME, SERVER = "python_grader_runtime_error", "python_grader_server_error"
 PATIENT, HASTY = 20.0, 0.8
+SPARE = 5.0
+"""What a busy machine may add to a limit. What is late by mistake hangs for PATIENT or for ever."""
 SAMPLE, ITEM = {"output_text": "Paris"}, {"answer": "Paris"}
 GRADER = f"""{inspect.getsource(hostile)}
 
@@ -268,7 +270,7 @@ def check_sample(case: Case, grader: Grader, outside: Path) -> None:
     assert list(grade.errors) == ([case.flag] if case.flag else []), (case.how, grade.errors)
     assert case.details in "".join(grade.errors.values()), case.how
     assert all(len(details.encode()) < 9000 for details in grade.errors.values())
-    assert seconds < case.timeout_seconds + 1, case.how
+    assert seconds < case.timeout_seconds + SPARE, case.how
     assert grader.grade(SAMPLE, ITEM).reward == 1.0
     assert grader.grade({"output_text": "Rome"}, ITEM).reward == 0.0
 
@@ -408,8 +410,8 @@ def check_source(case: LoadCase, timeout_seconds: float) -> None:
         assert case.details in grade.errors[case.flag], case.how
         assert len(grade.errors[case.flag].encode()) < 9000, case.how
     # its time starts when its process has started
-    assert max(seconds, again) < timeout_seconds + 1.5, case.how
-    assert case.flag == SERVER or again < 0.2, "a source that failed is not run again"
+    assert max(seconds, again) < timeout_seconds + SPARE, case.how
+    assert case.flag == SERVER or again < HASTY / 2, "a source that failed is not run again"
 
 
 @pytest.mark.parametrize("how", BREAK_THE_WORKER, ids=lambda how: how.__name__)
@@ -420,7 +422,7 @@ def test_a_source_that_breaks_its_worker(how: Callable[..., object]) -> None:
             assert grade.reward in (1.0, 0.0, None)
             assert set(grade.errors) <= {RUNTIME, SERVER}, grade.errors
             assert all(len(details.encode()) < 9000 for details in grade.errors.values())
-            assert seconds < HASTY + 1.5
+            assert seconds < HASTY + SPARE
 
 
 @pytest.mark.parametrize("how", GRADE_ALL_THE_SAME, ids=lambda how: how.__name__)

@@ -203,10 +203,10 @@ def test_a_resolver_that_hangs_is_left_at_the_deadline_and_on_close(
     started = time.monotonic()
     with pytest.raises(TimeoutError, match=r"slow\.example was not resolved in time"):
         resolve("slow.example", 80, started + 0.3, lambda: False)
-    assert 0.3 <= time.monotonic() - started < 1.3
+    assert 0.3 <= time.monotonic() - started < 3
     with pytest.raises(OSError, match="closed"):
         resolve("slow.example", 80, started + 60, lambda: time.monotonic() > started + 0.5)
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 6
     release.set()
 
 

@@ -343,7 +343,7 @@ def test_retry_after_the_limit_is_not_waited_for() -> None:
         "HTTP 503 Service Unavailable (asked once); "
         "the next request, in 11 s, would pass the limit of 10 s"
     )
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 5
     assert len(server.requests) == 1
 
 
@@ -448,7 +448,7 @@ def test_the_time_of_a_call_is_bounded(answer: Any) -> None:
     with serving(answer) as server:
         started = time.monotonic()
         details = failed(grade_once(server.url, total_seconds=0.5), SERVER_ERROR)
-        assert 0.5 <= time.monotonic() - started < 1.5
+        assert 0.5 <= time.monotonic() - started < 2.5
     assert details == "no reply within 0.5 s (asked once)"
 
 
@@ -458,7 +458,7 @@ def test_the_time_to_send_is_bounded() -> None:
     started = time.monotonic()
     with pytest.raises(httpcore2.WriteTimeout):
         stream.write(b"x" * 10_000_000, timeout=started + 0.3)
-    assert 0.3 <= time.monotonic() - started < 1.3
+    assert 0.3 <= time.monotonic() - started < 2.3
     stream.close()
     far.close()
 
@@ -467,7 +467,7 @@ def test_the_time_of_retries_is_bounded() -> None:
     with serving(always(reply(b"", "500 Oops"))) as server:
         started = time.monotonic()
         grade = grade_once(server.url, total_seconds=0.3, backoff_seconds=0.2)
-        assert time.monotonic() - started < 1.3
+        assert time.monotonic() - started < 2.3
     failed(grade, SERVER_ERROR)
     assert 1 <= len(server.requests) <= 2
 
@@ -481,7 +481,7 @@ def test_the_settings_limit_a_call() -> None:
         started = time.monotonic()
         with document.open(settings) as grader:
             failed(grader.grade(SAMPLE, {}), SERVER_ERROR)
-        assert time.monotonic() - started < 1.4
+        assert time.monotonic() - started < 2.4
 
 
 def test_a_connection_is_used_again() -> None:
@@ -592,7 +592,7 @@ def test_no_instant_is_taken_past_the_limit() -> None:
     assert not pace.wait(never, until=started + 0.2)
     assert time.monotonic() - started < 0.2
     assert pace.wait(never, until=started + 60)
-    assert 0.5 <= time.monotonic() - started < 1.5
+    assert 0.5 <= time.monotonic() - started < 2.5
 
 
 def closing_while(
@@ -901,7 +901,7 @@ def test_a_handshake_that_hangs_ends_by_the_limit_and_by_close() -> None:
         url = f"https://127.0.0.1:{listener.getsockname()[1]}/"
         before, started = num_descriptors(), time.monotonic()
         failed(grade_once(url, total_seconds=0.5), SERVER_ERROR)
-        assert 0.5 <= time.monotonic() - started < 1.5
+        assert 0.5 <= time.monotonic() - started < 2.5
         is_under_way = threading.Event()
         is_under_way.set()
         grader = open_endpoint(url)
