@@ -7,7 +7,7 @@ Shapes: B rows, H query heads, K key-value heads (H = K · R), Q query tokens, S
 W that of the values, which is D in most families.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -101,7 +101,7 @@ def masked_attention(
     query: Float[Tensor, "B H Q D"],
     key: Float[Tensor, "B K S D"],
     value: Float[Tensor, "B K S W"],
-    visible: Bool[Tensor, "Q S"] | None,
+    visible: Bool[Tensor, "#B 1 Q S"] | Bool[Tensor, "Q S"] | None,
 ) -> Float[Tensor, "B H Q W"]:
     """Softmax attention; `visible=None` means plain causal over Q = S tokens."""
     grouped = query.shape[1] != key.shape[1]
@@ -125,6 +125,20 @@ def masked_attention(
     return scores.masked_fill(~visible, float("-inf")).softmax(-1) @ value
 
 
+def causal_attention(
+    kind: AttentionKind,
+    query: Float[Tensor, "B H Q D"],
+    key: Float[Tensor, "B K S D"],
+    value: Float[Tensor, "B K S W"],
+) -> Float[Tensor, "B H Q W"]:
+    """Softmax attention of the last Q of S tokens, each to itself and those before it."""
+    num_tokens, num_before = query.shape[2], key.shape[2] - query.shape[2]
+    visible = None
+    if num_before or (kind.sliding_window is not None and num_tokens > kind.sliding_window):
+        visible = causal_visibility(num_tokens, num_before, kind.sliding_window, query.device)
+    return masked_attention(kind, query, key, value, visible)
+
+
 def causal_visibility(
     num_queries: int, num_before: int, window: int | None, device: torch.device
 ) -> Bool[Tensor, "Q S"]:
@@ -143,6 +157,7 @@ class PackedSpan:
 
     start: int
     prompt_length: int
+    """Without what the row's prompts have in common."""
     completion_lengths: tuple[int, ...]
     """Input tokens of each completion (its last token is predicted, never an input); may be 0."""
 
@@ -151,99 +166,173 @@ class PackedSpan:
         return self.start + self.prompt_length + sum(self.completion_lengths)
 
 
+_Rows = tuple[Tensor, ...]
+"""Query (n, H, D), key (n, K, D) and value (n, K, W) of some tokens of a row."""
+
+
 class PackedGroups:
     """Whole groups in one row: a completion sees its group's prompt and itself, nothing else.
 
-    Linear layers run over the packed row, so a prompt is computed once per group and nothing is padded;
-    only attention unpacks the completions of a group into a padded batch, so that its cost grows with
-    G · C · (P + C) and not with the square of the packed length.
+    Linear layers run over the packed row, so a prompt is computed once per group, what all prompts begin with
+    once per row, and nothing is padded; only attention unpacks completions into a padded batch, so that its
+    cost grows with G · C · (P + C) and not with the square of the packed length.
     """
 
-    def __init__(self, spans: Iterable[PackedSpan]):
+    def __init__(
+        self,
+        spans: Iterable[PackedSpan],
+        prefix_length: int = 0,
+        num_spare: int = 0,
+        *,
+        are_apart: bool = False,
+    ):
+        """`prefix_length`: tokens at the start of the row that every prompt in it begins with; `num_spare`: at
+        its end, that nobody sees. `are_apart`: each group attends by itself, so that not even its last digits
+        depend on the others; else those of like lengths attend together."""
         self.spans = tuple(spans)
-        self._paddings: dict[PackedSpan, _Padding] = {}
+        self.prefix_length = prefix_length
+        self._num_spare = num_spare
+        together = [[span] for span in self.spans] if are_apart else _alike(self.spans)
+        self._blocks = [_Block(some, prefix_length) for some in together]
 
     def attend(self, kind: AttentionKind, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        # splits: the gradient of each slice by itself would be as long as the row
+        sizes = [self.prefix_length, *(block.num_tokens for block in self._blocks), self._num_spare]
         rows = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]  # (N, heads, D)
-        parts = [self._attend_group(kind, span, *rows) for span in self.spans]
-        return torch.cat(parts).transpose(0, 1)[None]  # (1, H, N, D)
-
-    def _attend_group(
-        self,
-        kind: AttentionKind,
-        span: PackedSpan,
-        query: Float[Tensor, "N H D"],
-        key: Float[Tensor, "N K D"],
-        value: Float[Tensor, "N K W"],
-    ) -> Float[Tensor, "n H W"]:
-        boundary = span.start + span.prompt_length
-        prompt_query, prompt_key, prompt_value = (
-            tensor[span.start : boundary].transpose(0, 1)[None] for tensor in (query, key, value)
-        )
-        visible = None
-        if kind.sliding_window is not None and span.prompt_length > kind.sliding_window:
-            visible = causal_visibility(span.prompt_length, 0, kind.sliding_window, query.device)
-        prompt_output = masked_attention(kind, prompt_query, prompt_key, prompt_value, visible)
-        prompt_output = prompt_output[0].transpose(0, 1)
-        longest = max(span.completion_lengths, default=0)
-        if longest == 0:
-            return prompt_output
-
-        padding = self._padding(span, query.device)
-        own_query, own_key, own_value = (
-            padding.pad(tensor[boundary : span.stop]).transpose(1, 2)
-            for tensor in (query, key, value)
-        )
-        keys, values = (
-            torch.cat([shared.expand(len(own), -1, -1, -1), own], dim=2)
-            for shared, own in ((prompt_key, own_key), (prompt_value, own_value))
-        )
-        visible = padding.visibility(kind.sliding_window)
-        output = masked_attention(kind, own_query, keys, values, visible)  # (G, H, C, D)
-        return torch.cat([prompt_output, padding.unpad(output.transpose(1, 2))])
-
-    def _padding(self, span: PackedSpan, device: torch.device) -> "_Padding":
-        if span not in self._paddings:
-            self._paddings[span] = _Padding(span, device)
-        return self._paddings[span]
+        prefix, *pieces, spare = zip(*(torch.split(tensor, sizes) for tensor in rows), strict=True)
+        outputs = [_attend_prefix(kind, prefix)] if self.prefix_length else []
+        for block, piece in zip(self._blocks, pieces, strict=True):
+            outputs.append(block.attend(kind, prefix, piece))
+        outputs.append(spare[0].new_zeros(*spare[0].shape[:2], value.shape[-1]))
+        return torch.cat(outputs).transpose(0, 1)[None]  # (1, H, N, D)
 
 
-class _Padding:
-    """The completions of a span as a padded batch of G rows of C tokens, and back."""
+def _attend_prefix(kind: AttentionKind, prefix: _Rows) -> Float[Tensor, "n H W"]:
+    query, key, value = (tensor.transpose(0, 1)[None] for tensor in prefix)
+    return causal_attention(kind, query, key, value)[0].transpose(0, 1)
 
-    def __init__(self, span: PackedSpan, device: torch.device):
-        lengths = torch.tensor(span.completion_lengths, device=device)
-        self._shape = len(lengths), int(lengths.max())
-        self._prompt_length = span.prompt_length
-        is_token = torch.arange(self._shape[1], device=device) < lengths[:, None]
-        self._places = is_token.flatten().nonzero()[:, 0]  # (n,) of G · C
+
+MOST_PADDING = 1.5
+"""Places per token up to which groups attend together."""
+
+MOST_PAIRS = 1 << 21
+"""Of a completion's token and one it may see, up to which groups attend together: each has a place in a mask."""
+
+
+def _alike(spans: Iterable[PackedSpan]) -> list[list[PackedSpan]]:
+    """Neighbours together as long as little of what they are padded to is padding."""
+    together: list[list[PackedSpan]] = []
+    for span in spans:
+        if together and _is_worth_padding([*together[-1], span]):
+            together[-1].append(span)
+        else:
+            together.append([span])
+    return together
+
+
+def _is_worth_padding(spans: Sequence[PackedSpan]) -> bool:
+    prompt, completions, longest = _padded_sizes(spans)
+    num_places = len(spans) * (prompt + completions * longest)
+    num_pairs = len(spans) * completions * longest * (prompt + longest)
+    num_tokens = sum(span.stop - span.start for span in spans)
+    return num_places <= MOST_PADDING * num_tokens and num_pairs <= MOST_PAIRS
+
+
+def _padded_sizes(spans: Sequence[PackedSpan]) -> tuple[int, int, int]:
+    """P, G, C: prompt tokens, completions, and tokens of a completion that hold all the groups."""
+    return (
+        max(span.prompt_length for span in spans),
+        max(len(span.completion_lengths) for span in spans),
+        max((length for span in spans for length in span.completion_lengths), default=0),
+    )
+
+
+class _Block:
+    """Consecutive spans as a padded batch of g groups: P prompt tokens, then G completions of C tokens."""
+
+    def __init__(self, spans: Sequence[PackedSpan], prefix_length: int):
+        self.num_tokens: int = spans[-1].stop - spans[0].start
+        self._num_groups = len(spans)
+        self._sizes = _padded_sizes(spans)
+        self._prefix_length = prefix_length
+        self._prompt_lengths = [span.prompt_length for span in spans]
+        prompt, completions, longest = self._sizes
+        per_group = prompt + completions * longest
+        places: list[int] = []
+        for group, span in enumerate(spans):
+            first = group * per_group
+            places += range(first, first + span.prompt_length)
+            for index, length in enumerate(span.completion_lengths):
+                begin = first + prompt + index * longest
+                places += range(begin, begin + length)
+        self._places = torch.tensor(places)
+        """Where each token of the row goes."""
+        self._tokens = torch.zeros(len(spans) * per_group, dtype=torch.long)
+        """Which token each place holds: where there is none, the first, seen by nobody."""
+        self._tokens[self._places] = torch.arange(len(places))
         self._visible: dict[int | None, Tensor] = {}
 
-    def pad(self, tokens: Float[Tensor, "n heads D"]) -> Float[Tensor, "G C heads D"]:
-        """Zero where a completion has no token."""
-        num_places = self._shape[0] * self._shape[1]
-        padded: Tensor = _Scatter.apply(tokens, self._places, num_places)  # type: ignore[no-untyped-call]
-        return padded.view(*self._shape, *tokens.shape[1:])
-
-    def unpad(self, rows: Float[Tensor, "G C heads D"]) -> Float[Tensor, "n heads D"]:
-        return _Gather.apply(rows.flatten(0, 1), self._places)  # type: ignore[no-any-return, no-untyped-call]
-
-    def visibility(self, window: int | None) -> Bool[Tensor, "C S"]:
-        """Which keys of prompt and completion a completion's tokens see."""
-        if window not in self._visible:
-            self._visible[window] = causal_visibility(
-                self._shape[1], self._prompt_length, window, self._places.device
+    def attend(self, kind: AttentionKind, prefix: _Rows, own: _Rows) -> Float[Tensor, "n H W"]:
+        prompt, completions, longest = self._sizes
+        self._places = places = self._places.to(own[0].device)
+        self._tokens = tokens = self._tokens.to(own[0].device)
+        query, key, value = (
+            _Arrange.apply(tensor, tokens, places)  # type: ignore[no-untyped-call]
+            .view(self._num_groups, -1, *tensor.shape[1:])
+            .split([prompt, completions * longest], dim=1)
+            for tensor in own
+        )
+        seen_keys, seen_values = key[0], value[0]
+        if self._prefix_length:
+            seen_keys, seen_values = (
+                torch.cat([shared.expand(self._num_groups, -1, -1, -1), padded], dim=1)
+                for shared, padded in ((prefix[1], key[0]), (prefix[2], value[0]))
             )
+        heads_first = (tensor.transpose(1, 2) for tensor in (query[0], seen_keys, seen_values))
+        outputs = [causal_attention(kind, *heads_first).transpose(1, 2)]
+        if longest:
+            own_query, own_keys, own_values = (
+                tensor[1].unflatten(1, (completions, longest)) for tensor in (query, key, value)
+            )
+            keys, values = (
+                torch.cat([shared.unsqueeze(1).expand(-1, completions, -1, -1, -1), padded], dim=2)
+                for shared, padded in ((seen_keys, own_keys), (seen_values, own_values))
+            )
+            own_query, keys, values = (
+                tensor.flatten(0, 1).transpose(1, 2) for tensor in (own_query, keys, values)
+            )
+            visible = self._visibility(kind.sliding_window, own_query.device)
+            attended = masked_attention(kind, own_query, keys, values, visible)
+            attended = attended.transpose(1, 2)  # (g G, C, H, W)
+            outputs.append(attended.reshape(self._num_groups, -1, *attended.shape[2:]))
+        return _Gather.apply(torch.cat(outputs, dim=1).flatten(0, 1), places)  # type: ignore[no-any-return, no-untyped-call]
+
+    def _visibility(self, window: int | None, device: torch.device) -> Bool[Tensor, "gG 1 C S"]:
+        """Which keys of prefix, prompt and completion a completion's tokens see."""
+        if window not in self._visible:
+            prompt, completions, longest = self._sizes
+            starts = self._prefix_length + torch.tensor(self._prompt_lengths)[:, None]  # (g, 1)
+            before = torch.arange(self._prefix_length + prompt)[None]
+            own = starts + torch.arange(longest)[None]  # positions (g, C)
+            positions = torch.cat([before.expand(len(starts), -1), own], dim=1)  # (g, S)
+            is_token = torch.cat([before < starts, torch.ones_like(own, dtype=torch.bool)], dim=1)
+            visible = is_token[:, None] & (positions[:, None] <= own[:, :, None])  # (g, C, S)
+            if window is not None:
+                visible &= positions[:, None] > own[:, :, None] - window
+            if len(visible) > 1:
+                visible = visible.repeat_interleave(completions, dim=0)
+            self._visible[window] = visible[:, None].to(device)
         return self._visible[window]
 
 
-class _Scatter(torch.autograd.Function):
-    """Rows to distinct places among zeros; as no place occurs twice, its gradient is a plain gather."""
+class _Arrange(torch.autograd.Function):
+    """Rows at the places of a padded batch. As each has one place, and what stands elsewhere is seen by nobody,
+    the gradient is a plain gather too."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, places: Tensor, num_places: int) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, tokens: Tensor, places: Tensor) -> Tensor:
         ctx.save_for_backward(places)
-        return rows.new_zeros(num_places, *rows.shape[1:]).index_copy_(0, places, rows)
+        return rows.index_select(0, tokens)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:

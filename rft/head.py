@@ -21,7 +21,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from rft.errors import ModelError
 from rft.linear import Product
 
-CHUNK_TOKENS = 64
+CHUNK_TOKENS = 128
 """Tokens whose logits are in memory at once."""
 
 

@@ -14,9 +14,6 @@ from torch import Tensor
 WORST_ERROR = 1e-5
 """Relative error beyond which a packed product is not believed."""
 
-MOST_ROWS = 512
-"""Of one product; more are computed in blocks of like size."""
-
 
 class Product:
     """x ↦ x Mᵀ + b, for a matrix M of shape (N, K) that changes rarely. Carries no gradient."""
@@ -43,35 +40,29 @@ class Product:
         matrix = id(self._matrix) if self.is_packed else self._matrix.data_ptr()
         return (matrix,) if self.bias is None else (matrix, self.bias.data_ptr())
 
+    def num_rows(self, num_rows: int) -> int:
+        """How many it is computed for when so many are given."""
+        return padded(num_rows) if self.is_packed else num_rows
+
     def __call__(self, x: Float[Tensor, "*batch K"]) -> Float[Tensor, "*batch N"]:
         if not self.is_packed:
             return F.linear(x, self._matrix, self.bias)
         num_rows = x.shape[:-1].numel()
         if num_rows == padded(num_rows):
             return _packed_product(x, self._matrix, self.bias)
-        if num_rows < MOST_ROWS:
-            return self._padded_product(x.flatten(0, -2)).view(*x.shape[:-1], -1)
-        product = x.new_empty(num_rows, self.shape[0])
-        num_blocks = -(-num_rows // MOST_ROWS)
-        blocks = (torch.chunk(rows, num_blocks) for rows in (product, x.flatten(0, -2)))
-        for found, rows in zip(*blocks, strict=True):
-            found.copy_(self._padded_product(rows))
-        return product.view(*x.shape[:-1], -1)
-
-    def _padded_product(self, rows: Float[Tensor, "R K"]) -> Float[Tensor, "R N"]:
-        num_spare = padded(len(rows)) - len(rows)
-        spared = F.pad(rows, (0, 0, 0, num_spare)) if num_spare else rows
-        return _packed_product(spared, self._matrix, self.bias)[: len(rows)]
+        rows = F.pad(x.flatten(0, -2), (0, 0, 0, padded(num_rows) - num_rows))
+        product = _packed_product(rows, self._matrix, self.bias)
+        return product[:num_rows].view(*x.shape[:-1], -1)
 
 
 def padded(num_rows: int) -> int:
-    """How many of at most `MOST_ROWS` rows a packed product is computed for: eight counts between n and 2n.
+    """How many rows a packed product of so many is computed for: eight counts between n and 2n.
 
-    For each count oneDNN makes a kernel, up to a megabyte, and keeps a thousand of them: with as many counts
-    as there are lengths they would take half a gigabyte, and as much again in what they cut the heap into.
+    For each count oneDNN makes a kernel, in 10 ms and up to a megabyte and a half, and keeps a thousand of
+    them: with as many counts as there are lengths they would take more than a gigabyte.
     """
-    step = 1 << max(0, min(num_rows, MOST_ROWS).bit_length() - 4)
-    return min(-(-num_rows // step) * step, MOST_ROWS)
+    step = 1 << max(0, num_rows.bit_length() - 4)
+    return -(-num_rows // step) * step
 
 
 @functools.cache

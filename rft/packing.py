@@ -3,7 +3,7 @@
 N packed input tokens, B completions, T tokens of the longest completion.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rft.attention import PackedGroups, PackedSpan
+
+SHORTEST_PREFIX = 8
+"""Tokens of prompts that it is worth to compute apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,8 @@ class TokenGroup:
 class PackedBatch:
     """Several groups in one row, and for every completion token the place that predicts it."""
 
+    num_tokens: int
+    """Of the row, without the spare ones at its end."""
     input_ids: Int[Tensor, "1 N"]
     position_ids: Int[Tensor, "1 N"]
     layout: PackedGroups
@@ -52,19 +57,44 @@ class PackedBatch:
         return zeros.masked_scatter(self.completion_mask, values)
 
 
-def pack(groups: Sequence[TokenGroup], device: torch.device) -> PackedBatch:
-    """Lay groups one after the other; positions restart at each prompt and after it for each completion."""
-    input_ids: list[int] = []
-    position_ids: list[int] = []
+def prefix_length(prompts: Collection[tuple[int, ...]]) -> int:
+    """How many tokens all of several prompts begin with, leaving each at least one of its own; 0 where these
+    are fewer than `SHORTEST_PREFIX`."""
+    if len(prompts) < 2:
+        return 0
+    first, last = min(prompts), max(prompts)  # in the order of tuples, what these share all share
+    longest = min(map(len, prompts)) - 1
+    pairs = zip(first[:longest], last, strict=False)
+    length = next((place for place, (a, b) in enumerate(pairs) if a != b), longest)
+    return length if length >= SHORTEST_PREFIX else 0
+
+
+def pack(
+    groups: Sequence[TokenGroup],
+    device: torch.device,
+    *,
+    num_rows: Callable[[int], int] = int,
+    are_apart: bool = False,
+) -> PackedBatch:
+    """What all prompts begin with, then groups one after the other; positions restart at each prompt behind
+    that and after it for each completion.
+
+    `num_rows`: how long a row is made for so many tokens, at least; `are_apart`: nothing is shared and no two
+    groups attend together, so that no group's arithmetic depends on which others there are.
+    """
+    shared = 0 if are_apart else prefix_length([group.prompt_ids for group in groups])
+    input_ids: list[int] = [*groups[0].prompt_ids[:shared]]
+    position_ids: list[int] = [*range(shared)]
     target_ids: list[int] = []
     predictors: list[int] = []
     spans = []
     for group in groups:
         start, prompt_length = len(input_ids), len(group.prompt_ids)
-        input_ids += group.prompt_ids
-        position_ids += range(prompt_length)
+        input_ids += group.prompt_ids[shared:]
+        position_ids += range(shared, prompt_length)
         for ids in group.completions:
-            last_of_prompt, first_of_completion = start + prompt_length - 1, len(input_ids)
+            last_of_prompt = start + prompt_length - shared - 1
+            first_of_completion = len(input_ids)
             predictors += [
                 last_of_prompt,
                 *range(first_of_completion, first_of_completion + len(ids) - 1),
@@ -73,17 +103,20 @@ def pack(groups: Sequence[TokenGroup], device: torch.device) -> PackedBatch:
             input_ids += ids[:-1]
             position_ids += range(prompt_length, prompt_length + len(ids) - 1)
         lengths = tuple(len(ids) - 1 for ids in group.completions)
-        spans.append(PackedSpan(start, prompt_length, lengths))
+        spans.append(PackedSpan(start, prompt_length - shared, lengths))
     completion_lengths = torch.tensor([len(ids) for g in groups for ids in g.completions])
+    num_spare = num_rows(len(input_ids)) - len(input_ids)
+    spare = [0] * num_spare
     mask = torch.arange(int(completion_lengths.max()))[None, :] < completion_lengths[:, None]
 
     def tensor(values: list[int]) -> Tensor:
         return torch.tensor(values, device=device)
 
     return PackedBatch(
-        input_ids=tensor(input_ids)[None],
-        position_ids=tensor(position_ids)[None],
-        layout=PackedGroups(spans),
+        num_tokens=len(input_ids),
+        input_ids=tensor([*input_ids, *spare])[None],
+        position_ids=tensor([*position_ids, *spare])[None],
+        layout=PackedGroups(spans, shared, num_spare, are_apart=are_apart),
         target_ids=tensor(target_ids),
         predictor_index=tensor(predictors),
         completion_mask=mask.to(device),

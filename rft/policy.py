@@ -150,6 +150,12 @@ class Policy:
         if self._merged is not None:
             self._merged.refresh()
 
+    def num_rows(self, num_tokens: int) -> int:
+        """How long a packed row of so many tokens is made: its products would be computed for as many rows."""
+        if not self.uses_merged:
+            return num_tokens
+        return max(product.num_rows(num_tokens) for product in self.merged.products)
+
     def score(self, batch: PackedBatch, temperature: float) -> Scored:
         """`policy_logprobs` of every completion token; gradient flows to the LoRA matrices."""
         if self.why_unpacked is not None:

@@ -59,15 +59,16 @@ class _Block:
 def _blocks(batch: PackedBatch, max_tokens: int) -> Iterator[_Block]:
     """The completions in order, as many of a group side by side as `max_tokens` allow, at least one."""
     packed, first_target = batch.input_ids[0], 0
+    shared = packed[: batch.layout.prefix_length]
     for span in batch.layout.spans:
-        prompt_ids = packed[span.start : span.start + span.prompt_length]
+        prompt_ids = torch.cat([shared, packed[span.start : span.start + span.prompt_length]])
         completions = packed[span.start + span.prompt_length : span.stop]
         own = torch.split(completions, list(span.completion_lengths))
-        row_length = span.prompt_length + max(span.completion_lengths)
+        row_length = len(prompt_ids) + max(span.completion_lengths)
         num_rows = max(1, max_tokens // row_length)
         for first_row in range(0, len(own), num_rows):
             rows = [torch.cat([prompt_ids, ids]) for ids in own[first_row : first_row + num_rows]]
-            lengths = torch.tensor([len(row) - span.prompt_length + 1 for row in rows])
+            lengths = torch.tensor([len(row) - len(prompt_ids) + 1 for row in rows])
             targets = slice(first_target, first_target + int(lengths.sum()))
             yield _Block(
                 torch.nn.utils.rnn.pad_sequence(rows, batch_first=True),

@@ -40,6 +40,16 @@ from rft.rollout.slots import Prefill, PromptPass, Slots
 from rft.rollout.transcribe import Transcriber
 
 
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """Tokens to compute in a pass over prompts: those that a prompt has for itself, or the job's prefix."""
+
+    request: int | None
+    """None: the prefix."""
+    token_ids: tuple[int, ...]
+    prefill: Prefill
+
+
 @dataclass(slots=True)
 class _Live:
     """A completion being decoded."""
@@ -94,6 +104,7 @@ class NativeSampler:
             recorder = RecorderWithFallback(CudaRecorder(policy.device))
         self._recorder = recorder
         self._graphs: DecodeGraphs | None = None
+        self._prefix_ids: tuple[int, ...] = ()
         self.calls: Counter[tuple[str, int]] = Counter()
         """How often the model ran, by stage (`prefill`, `decode`) and rows of its matrix products."""
         self._spent: defaultdict[str, float] = defaultdict(float)
@@ -120,6 +131,9 @@ class NativeSampler:
     def refresh(self) -> None:
         self._policy.refresh()
 
+    def share_prefix(self, prefix_ids: Sequence[int]) -> None:
+        self._prefix_ids = tuple(prefix_ids)
+
     @property
     def num_slots(self) -> int:
         """Completions decoded side by side."""
@@ -138,13 +152,13 @@ class NativeSampler:
             self._policy.merged.begin_pass()
         longest = max((len(request.prompt_ids) for request in requests), default=0)
         slots = self._slots_for(longest + settings.max_tokens)
-        waiting = deque(range(len(requests)))
+        waiting = deque(self._pieces(requests))
         ready: deque[tuple[_Live, Prefill, Tensor]] = deque()
         live: list[_Live] = []
         while waiting or ready or live:
             while len(live) < self._num_slots and (waiting or ready):
-                if not ready:
-                    together = self._next_prompts(waiting, requests, self._num_slots - len(live))
+                while not ready:
+                    together = self._next_pieces(waiting, requests, self._num_slots - len(live))
                     ready += self._prefill(together, requests, settings)
                 live += self._admit(ready, slots, len(live), settings)
                 yield from self._retire(live, slots, requests, settings)
@@ -163,19 +177,33 @@ class NativeSampler:
         self._spent[stage] += time.monotonic() - began
         self._spent[f"{stage}_tokens"] += num_tokens
 
-    def _next_prompts(
-        self, waiting: deque[int], requests: Sequence[SampleRequest], num_free: int
-    ) -> list[int]:
-        """Take from `waiting` the prompts to compute in one pass: as many as slots and rows ask for."""
-        together = [waiting.popleft()]
-        num_samples = requests[together[0]].num_samples
-        num_tokens = len(requests[together[0]].prompt_ids)
+    def _pieces(self, requests: Sequence[SampleRequest]) -> Iterator[_Piece]:
+        """One per prompt, behind that of the prefix where there are prompts that go on from it."""
+        shared = Prefill(len(self._prefix_ids))
+        pieces = []
+        for index, request in enumerate(requests):
+            ids = request.prompt_ids
+            goes_on = shared.length and ids[: shared.length] == self._prefix_ids != ids
+            prefill = Prefill(len(ids), shared if goes_on else None)
+            pieces.append(_Piece(index, ids[prefill.start :], prefill))
+        if any(piece.prefill.prefix for piece in pieces):
+            yield _Piece(None, self._prefix_ids, shared)
+        yield from pieces
+
+    def _next_pieces(
+        self, waiting: deque[_Piece], requests: Sequence[SampleRequest], num_free: int
+    ) -> list[_Piece]:
+        """Take from `waiting` what to compute in one pass: as much as slots and rows ask for."""
+        together: list[_Piece] = []
+        num_samples = num_tokens = 0
         while waiting and num_samples < num_free:
-            num_tokens += len(requests[waiting[0]].prompt_ids)
-            if num_tokens > self.invariance.max_prompt_rows:
+            piece = waiting[0]
+            num_tokens += len(piece.token_ids)
+            if together and num_tokens > self.invariance.max_prompt_rows:
                 break
-            num_samples += requests[waiting[0]].num_samples
             together.append(waiting.popleft())
+            if piece.request is not None:
+                num_samples += requests[piece.request].num_samples
         return together
 
     def _slots_for(self, capacity: int) -> Slots:
@@ -194,33 +222,37 @@ class NativeSampler:
         return DecodeGraphs(step, self._recorder, self.invariance.min_rows)
 
     def _prefill(
-        self, together: Sequence[int], requests: Sequence[SampleRequest], settings: SamplingSettings
+        self,
+        together: Sequence[_Piece],
+        requests: Sequence[SampleRequest],
+        settings: SamplingSettings,
     ) -> list[tuple[_Live, Prefill, Tensor]]:
         """Compute prompts in one pass: all their completions, ready to be admitted."""
-        prompts = [requests[index].prompt_ids for index in together]
-        lengths = torch.tensor([len(ids) for ids in prompts])
+        prefills = [piece.prefill for piece in together]
+        lengths = torch.tensor([len(piece.token_ids) for piece in together])
         num_rows = self.invariance.padded_prompts(int(lengths.sum()))
         spare = [0] * (num_rows - int(lengths.sum()))
-        input_ids = torch.tensor([[*chain.from_iterable(prompts), *spare]])
-        positions = torch.cat([*(torch.arange(len(ids)) for ids in prompts), torch.tensor(spare)])
-        prefills = [Prefill(len(ids)) for ids in prompts]
+        input_ids = torch.tensor([[*chain.from_iterable(p.token_ids for p in together), *spare]])
+        positions = [*(torch.arange(p.start, p.length) for p in prefills), torch.tensor(spare)]
         device = self._policy.device
         with self._counted("prefill", int(lengths.sum()), num_rows):
             hidden = self._hidden(
-                input_ids.to(device), positions[None].long().to(device), PromptPass(prefills)
+                input_ids.to(device),
+                torch.cat(positions)[None].long().to(device),
+                PromptPass(prefills),
             )
             logits = self._logits(hidden[0, (lengths.cumsum(0) - 1).to(device)])
             if not logits.isfinite().all():
                 raise NotFiniteError
         return [
             (
-                self._live(index, sample, request, settings),
-                prefill,
+                self._live(piece.request, sample, requests[piece.request], settings),
+                piece.prefill,
                 logits[place : place + 1],
             )
-            for place, (index, prefill) in enumerate(zip(together, prefills, strict=True))
-            for request in [requests[index]]
-            for sample in range(request.num_samples)
+            for place, piece in enumerate(together)
+            if piece.request is not None
+            for sample in range(requests[piece.request].num_samples)
         ]
 
     def _live(
@@ -246,9 +278,8 @@ class NativeSampler:
         admitted: list[_Live] = []
         prompt, logits = ready[0][1:]
         while ready and ready[0][1] is prompt and first_slot + len(admitted) < self._num_slots:
-            completion, prefill, _ = ready.popleft()
-            slots.fill(first_slot + len(admitted), prefill)
-            admitted.append(completion)
+            admitted.append(ready.popleft()[0])
+        slots.fill(first_slot, prompt, len(admitted))
         self._append(admitted, logits.expand(len(admitted), -1), settings)
         return admitted
 

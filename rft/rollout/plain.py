@@ -87,6 +87,9 @@ class PlainSampler:
     def refresh(self) -> None:
         """Nothing is derived from the LoRA matrices."""
 
+    def share_prefix(self, prefix_ids: Sequence[int]) -> None:
+        """Prompts are computed whole: the model's own cache is not taken apart."""
+
     @property
     def num_slots(self) -> int:
         """Completions side by side, at most."""

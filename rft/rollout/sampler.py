@@ -73,6 +73,13 @@ class Sampler(Protocol):
     def refresh(self) -> None:
         """Take over the policy's current weights."""
 
+    def share_prefix(self, prefix_ids: Sequence[int]) -> None:
+        """Prompts that go on from these tokens may have them computed once a call.
+
+        To be told once for a whole job: its completions would otherwise depend, in their last digits, on
+        what else a call asks for. An engine may have no use for it.
+        """
+
     def sample(
         self, requests: Sequence[SampleRequest], settings: SamplingSettings
     ) -> Iterator[Sampled]:

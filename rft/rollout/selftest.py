@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from rft.errors import ModelError
-from rft.packing import TokenGroup, pack
+from rft.packing import TokenGroup, pack, prefix_length
 from rft.policy import Policy
 from rft.rollout.randomness import Purpose
 from rft.rollout.sampler import Sampler, SampleRequest, SamplingSettings
@@ -37,7 +37,8 @@ def check_sampler(sampler: Sampler, policy: Policy, num_tokens: int = 3) -> None
 
 def _check(sampler: Sampler, policy: Policy, num_tokens: int) -> None:
     vocabulary = policy.base.config.get_text_config().vocab_size
-    prompts = [tuple((7 * i + 3) % vocabulary for i in range(n)) for n in (5, 11)]
+    prompts = [tuple((7 * i + 3) % vocabulary for i in range(n)) for n in (12, 17)]
+    sampler.share_prefix(prompts[0][: prefix_length(prompts)])
     requests = [
         SampleRequest(ids, 2, 0, Purpose.GENERATE, 0, index) for index, ids in enumerate(prompts)
     ]
@@ -47,6 +48,7 @@ def _check(sampler: Sampler, policy: Policy, num_tokens: int) -> None:
     fixed = [(ids, completion[:length]) for ids in prompts for length in (4, 2)]
     tolerance = TOLERANCE if sampler.is_exact else ROUNDED_TOLERANCE
     recorded = [torch.tensor(s.completion.sampling_logprobs) for s in sampled]
+    sampler.share_prefix(())
     _compare("the sampler", recorded, _plain_logprobs(policy, drawn), policy, tolerance)
     groups = [TokenGroup(ids, (completion, completion[:2])) for ids in prompts]
     scored = policy.score(pack(groups, policy.device), 1.0).logprobs.cpu()

@@ -3,13 +3,14 @@
 S slots, K key-value heads, R query heads per key-value head, D head width, P prompt tokens.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from rft.attention import AttentionKind, causal_visibility, masked_attention
+from rft.attention import AttentionKind, causal_attention
 
 LENGTH_BUCKET = 32
 """Key lengths are rounded up to this: matrix kernels switch with the size of the product, and a row must
@@ -17,16 +18,24 @@ not see through its arithmetic how long its neighbours are."""
 
 
 class Prefill:
-    """Keys and values of one prompt, by layer."""
+    """Keys and values of one prompt, by layer, without those of the tokens it shares with others."""
 
-    def __init__(self, length: int):
+    def __init__(self, length: int, prefix: "Prefill | None" = None):
+        """`length`: of the whole prompt; `prefix`: of what it goes on from."""
         self.length = length
+        self.prefix = prefix
         self.keys: dict[int, Float[Tensor, "K P D"]] = {}
         self.values: dict[int, Float[Tensor, "K P D"]] = {}
 
+    @property
+    def start(self) -> int:
+        """Where its own tokens begin."""
+        return self.prefix.length if self.prefix else 0
+
 
 class PromptPass:
-    """Layout of several prompts in one row, each computed as if alone; what is left of the row is padding."""
+    """Layout of several prompts in one row, each computed as if alone behind its prefix, which stands before it
+    in the row or was computed earlier; what is left of the row is padding."""
 
     def __init__(self, prompts: Sequence[Prefill]):
         self._prompts = tuple(prompts)
@@ -34,19 +43,16 @@ class PromptPass:
     def attend(self, kind: AttentionKind, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         outputs, start = [], 0
         for prompt in self._prompts:
-            part = slice(start, start + prompt.length)
+            part = slice(start, start + prompt.length - prompt.start)
             # copies: views would keep the queries and the other prompts of the pass alive
             prompt.keys[kind.layer] = key[0, :, part].clone()
             prompt.values[kind.layer] = value[0, :, part].clone()
-            visible = None
-            if kind.sliding_window is not None and prompt.length > kind.sliding_window:
-                visible = causal_visibility(prompt.length, 0, kind.sliding_window, query.device)
-            outputs.append(
-                masked_attention(
-                    kind, query[:, :, part], key[:, :, part], value[:, :, part], visible
-                )
-            )
-            start += prompt.length
+            keys, values = key[:, :, part], value[:, :, part]
+            if prompt.prefix:
+                keys = torch.cat([prompt.prefix.keys[kind.layer][None], keys], dim=2)
+                values = torch.cat([prompt.prefix.values[kind.layer][None], values], dim=2)
+            outputs.append(causal_attention(kind, query[:, :, part], keys, values))
+            start = part.stop
         padding = query.new_zeros(*query.shape[:2], query.shape[2] - start, value.shape[-1])
         return torch.cat([*outputs, padding], dim=2)
 
@@ -60,26 +66,42 @@ class Slots:
         self.capacity = -(-capacity // LENGTH_BUCKET) * LENGTH_BUCKET
         self.keys: dict[int, Float[Tensor, "S K C D"]] = {}
         self.values: dict[int, Float[Tensor, "S K C D"]] = {}
+        self._stores: list[Float[Tensor, "N S K C D"]] = []
+        """What `keys` and `values` are parts of: all of one shape together."""
         self._offsets = torch.arange(self.capacity, device=device)
         self._positions = torch.zeros(0, dtype=torch.long, device=device)
         self._length = 0
         self._places: dict[int, Tensor] = {}
         self._bias: dict[tuple[int | None, int], Tensor] = {}
 
-    def fill(self, slot: int, prefill: Prefill) -> None:
-        """Copy a prompt's keys and values into a slot."""
+    def fill(self, slot: int, prefill: Prefill, count: int = 1) -> None:
+        """Copy a prompt's keys and values, those of its prefix too, into so many slots from this one on."""
+        if not self._stores:
+            self._allocate(prefill)
+        if prefill.prefix:
+            self.fill(slot, prefill.prefix, count)
+        slots, places = slice(slot, slot + count), slice(prefill.start, prefill.length)
         for store, source in ((self.keys, prefill.keys), (self.values, prefill.values)):
             for layer, tensor in source.items():
-                if layer not in store:
-                    heads, _, width = tensor.shape
-                    store[layer] = tensor.new_zeros(self.num_slots, heads, self.capacity, width)
-                store[layer][slot, :, : prefill.length] = tensor
+                store[layer][slots, :, places] = tensor
+
+    def _allocate(self, prefill: Prefill) -> None:
+        """Room for what every layer keeps of a token, as this prompt shows it."""
+        parts: dict[tuple[int, int], list[tuple[dict[int, Tensor], int]]] = defaultdict(list)
+        for store, source in ((self.keys, prefill.keys), (self.values, prefill.values)):
+            for layer, tensor in source.items():
+                parts[tensor.shape[0], tensor.shape[2]].append((store, layer))
+        kept = next(iter(prefill.keys.values()))
+        for (heads, width), places in parts.items():
+            shape = len(places), self.num_slots, heads, self.capacity, width
+            self._stores.append(kept.new_zeros(shape))
+            for index, (store, layer) in enumerate(places):
+                store[layer] = self._stores[-1][index]
 
     def move(self, source: int, target: int, length: int) -> None:
         """Copy the first `length` tokens of one slot over another's."""
-        for store in (self.keys, self.values):
-            for tensor in store.values():
-                tensor[target, :, :length] = tensor[source, :, :length]
+        for store in self._stores:
+            store[:, target, :, :length] = store[:, source, :, :length]
 
     def begin_step(self, positions: Tensor, longest: int) -> None:
         """Rows 0…B−1 are about to append at `positions`; `longest` is the largest of them."""

@@ -117,6 +117,9 @@ class VllmSampler:
         """Empty: prefill and decode of many requests overlap inside vLLM."""
         return {}
 
+    def share_prefix(self, prefix_ids: Sequence[int]) -> None:
+        """vLLM finds by itself what prompts have in common."""
+
     def refresh(self) -> None:
         """Send the adapter under a new name, and let the canary confirm it before it is used.
 

@@ -125,7 +125,7 @@ class Weigher:
             yield from self._within_memory([group])
 
     def _pass(self, groups: Sequence[TokenGroup]) -> list[tuple[float, ...]]:
-        batch = pack(self._padded(groups), self._model.device)
+        batch = pack(self._padded(groups), self._model.device, are_apart=True)
         with torch.no_grad():
             logprobs = self._model.score(batch, temperature=1.0).logprobs.double().sum(1)
         if not logprobs.isfinite().all():

@@ -3,7 +3,7 @@
 B completions of a micro-batch, T tokens of its longest one.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -62,6 +62,11 @@ class Batch:
     advantages: Float[Tensor, " B"]
     sampling_logprobs: Float[Tensor, "B T"]
 
+    @property
+    def num_input_tokens(self) -> int:
+        """As the token budget counts them: each group's prompt in full."""
+        return sum(group.num_input_tokens for group in self.groups)
+
 
 def training_groups(
     groups: Sequence[Group],
@@ -99,9 +104,12 @@ def cut_to_budget(groups: Sequence[TrainingGroup], token_budget: int) -> list[Tr
 
 
 def micro_batches(
-    groups: Sequence[TrainingGroup], token_budget: int, device: torch.device
+    groups: Sequence[TrainingGroup],
+    token_budget: int,
+    device: torch.device,
+    num_rows: Callable[[int], int] = int,
 ) -> list[Batch]:
-    """Groups, in order, together while their packed input stays within the budget.
+    """Groups, in order, together while their packed input stays within the budget; `num_rows` as in `pack`.
 
     They come from `cut_to_budget`: only a single completion exceeds the budget, alone in its micro-batch.
     """
@@ -114,7 +122,7 @@ def micro_batches(
             used = 0
         batches[-1].append(group)
         used += cost
-    return [_batch(members, device) for members in batches]
+    return [_batch(members, device, num_rows) for members in batches]
 
 
 def padded(rows: Sequence[Sequence[float]], device: torch.device) -> Float[Tensor, "B T"]:
@@ -148,12 +156,14 @@ def _parts(group: TrainingGroup, token_budget: int) -> list[TrainingGroup]:
     return [group.part(begin, end) for begin, end in pairwise([*bounds, len(group.rollouts)])]
 
 
-def _batch(groups: Sequence[TrainingGroup], device: torch.device) -> Batch:
+def _batch(
+    groups: Sequence[TrainingGroup], device: torch.device, num_rows: Callable[[int], int]
+) -> Batch:
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     advantages = [value for group in groups for value in group.advantages]
     return Batch(
         groups=tuple(groups),
-        packed=pack([group.tokens for group in groups], device),
+        packed=pack([group.tokens for group in groups], device, num_rows=num_rows),
         advantages=torch.tensor(advantages, device=device, dtype=torch.float32),
         sampling_logprobs=padded([r.completion.sampling_logprobs for r in rollouts], device),
     )

@@ -83,7 +83,8 @@ class Passes:
         """This rank's: groups, or parts of large ones, dealt so that all ranks have about as many tokens."""
         parts = cut_to_budget(groups, self.token_budget)
         mine = self._ranks.share_by_cost(parts, [part.num_input_tokens for part in parts])
-        return micro_batches(mine, self.token_budget, self._policy.device)
+        policy = self._policy
+        return micro_batches(mine, self.token_budget, policy.device, policy.num_rows)
 
     def _attempt(
         self,
@@ -100,7 +101,7 @@ class Passes:
         try:
             with during():
                 batches = self.micro_batches(groups)
-                largest = max((batch.packed.input_ids.numel() for batch in batches), default=0)
+                largest = max((batch.num_input_tokens for batch in batches), default=0)
                 num_spare = num_spare_passes(self._policy, self._ranks, len(batches))
                 for index, batch in enumerate(batches):
                     num_completions = len(batch.advantages)

@@ -30,6 +30,7 @@ from rft.models import (
 )
 from rft.models.chat import ChatTemplate, template_source
 from rft.models.effort import effort_kwargs
+from rft.packing import prefix_length
 from rft.policy import LoraShape, Policy, continued_policy, new_policy
 from rft.rollout.choose import open_sampler
 from rft.rollout.collect import Collector
@@ -217,7 +218,10 @@ def make_sampler(workshop: Workshop, policy: Policy, ranks: Ranks | None = None)
         longest = max(len(p.token_ids) for p in (*workshop.train_prompts, *workshop.valid_prompts))
         with known_family(workshop.base):
             return open_vllm(policy, transcriber, job, workshop.source.folder, longest, ranks)
-    return open_sampler(policy, transcriber, job.engine.rollout.slots)
+    sampler = open_sampler(policy, transcriber, job.engine.rollout.slots)
+    prompts = [prompt.token_ids for prompt in (*workshop.train_prompts, *workshop.valid_prompts)]
+    sampler.share_prefix(prompts[0][: prefix_length(prompts)])
+    return sampler
 
 
 @contextmanager

@@ -205,7 +205,7 @@ class Updater:
             num_clipped=int(outputs.clipped.sum()),
             gap=float(gap.sum()),
             gap_max=float(gap.max()),
-            num_input_tokens=packed.input_ids.numel(),
+            num_input_tokens=packed.num_tokens,
         )
 
     def _importance_weights(

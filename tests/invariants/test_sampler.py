@@ -1,5 +1,7 @@
 """Invariants 1 and 2: the sampler draws from the trainer's policy, whoever shares the batch."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -121,6 +123,63 @@ def test_a_prompt_alone_gets_the_completions_it_gets_in_company() -> None:
     for index, request in enumerate(requests):
         alone = in_order(list(sampler.sample([request], SAMPLING)))
         together = [s for s in in_company if s.request == index]
+        assert [s.completion for s in alone] == [s.completion for s in together]
+
+
+PREFIX = tuple(range(50, 70))
+
+
+def prefixed_requests() -> list[SampleRequest]:
+    """Some go on from the prefix, one is the prefix itself, one has nothing of it."""
+    requests = requests_for()
+    prompts = [(*PREFIX, *request.prompt_ids) for request in requests[:-2]]
+    return [
+        replace(request, prompt_ids=ids)
+        for request, ids in zip(requests, (*prompts, PREFIX, requests[-1].prompt_ids), strict=True)
+    ]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_shared_prefix_leaves_the_policy_as_it_is(family: str) -> None:
+    """Sampler and trainer, each computing the prefix once."""
+    policy, requests = tiny_policy(family), prefixed_requests()
+    sampler = sampler_of(policy)
+    sampler.share_prefix(PREFIX)
+    sampled = in_order(list(sampler.sample(requests, SAMPLING)))
+    lengths = [len(request.prompt_ids) for request in requests]
+    assert sampler.spent["prefill_tokens"] == sum(lengths) - 2 * len(PREFIX)
+    gap = gaps(policy, requests, sampled)
+    assert gap.mean() < 1e-5 and gap.max() < 5e-4
+    going_on = packed_of(requests, sampled)[:3]
+    assert pack(going_on, policy.device).layout.prefix_length == len(PREFIX)
+    shared, apart = (
+        policy.score(pack(going_on, policy.device, are_apart=are_apart), 0.8)
+        for are_apart in (False, True)
+    )
+    assert (shared.logprobs - apart.logprobs).abs().max() < 1e-4
+    names = policy.parameters()
+    gradients = [
+        torch.autograd.grad((scored.logprobs.sin()).sum(), list(names.values()))
+        for scored in (shared, apart)
+    ]
+    for name, one, other in zip(names, *gradients, strict=True):
+        assert (one - other).norm() <= 1e-4 * other.norm(), name
+
+
+@pytest.mark.parametrize("max_prompt_rows", [None, 32, 0])
+def test_a_prompt_behind_a_prefix_does_not_feel_its_company(max_prompt_rows: int | None) -> None:
+    """Nor in which pass, or after which, it is computed."""
+    policy, requests = tiny_policy(), prefixed_requests()
+    sampler, crowded = sampler_of(policy), sampler_of(policy, num_slots=3)
+    if max_prompt_rows is not None:
+        rows = replace(crowded.invariance, max_prompt_rows=max_prompt_rows)
+        crowded.invariance = rows
+    for one in (sampler, crowded):
+        one.share_prefix(PREFIX)
+    in_company = in_order(list(crowded.sample(requests[::-1], SAMPLING)))
+    for index, request in enumerate(requests):
+        alone = in_order(list(sampler.sample([request], SAMPLING)))
+        together = [s for s in in_company if s.request == len(requests) - 1 - index]
         assert [s.completion for s in alone] == [s.completion for s in together]
 
 

@@ -1,5 +1,7 @@
 """Attention over packed groups against attention over one dense mask that says who sees whom."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -41,17 +43,20 @@ LAYOUTS = {
 }
 
 
-def dense_visibility(spans: list[PackedSpan], window: int | None) -> Tensor:
+def dense_visibility(spans: list[PackedSpan], window: int | None, prefix_length: int = 0) -> Tensor:
     """(N, N): token q sees token k, written down pair by pair."""
-    places: list[tuple[int, int, int]] = []  # group, completion (−1: the prompt), logical position
+    # group (−1: all of them), completion (−1: the prompt), logical position
+    places: list[tuple[int, int, int]] = [(-1, -1, n) for n in range(prefix_length)]
     for group, span in enumerate(spans):
-        places += [(group, -1, n) for n in range(span.prompt_length)]
+        boundary = prefix_length + span.prompt_length
+        places += [(group, -1, n) for n in range(prefix_length, boundary)]
         for completion, length in enumerate(span.completion_lengths):
-            places += [(group, completion, span.prompt_length + n) for n in range(length)]
+            places += [(group, completion, boundary + n) for n in range(length)]
 
     def sees(query: tuple[int, int, int], key: tuple[int, int, int]) -> bool:
         is_near = window is None or key[2] > query[2] - window
-        return query[0] == key[0] and key[1] in (-1, query[1]) and key[2] <= query[2] and is_near
+        is_own = key[0] in (-1, query[0]) and key[1] in (-1, query[1])
+        return is_own and key[2] <= query[2] and is_near
 
     return torch.tensor([[sees(query, key) for key in places] for query in places])
 
@@ -95,6 +100,22 @@ def test_packed_groups(layout: str, kind: AttentionKind, num_kv_heads: int) -> N
     expected_gradients = torch.autograd.grad(expected, tensors, upstream)
     for found, wanted in zip(gradients, expected_gradients, strict=True):
         assert torch.isfinite(found).all()
+        assert (found - wanted).norm() < 1e-5 * upstream.norm()
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_packed_groups_behind_a_prefix(layout: str, kind: AttentionKind) -> None:
+    spans = [replace(span, start=4 + span.start) for span in LAYOUTS[layout]]
+    tensors = make_tensors(spans[-1].stop)
+    output = PackedGroups(spans, prefix_length=4).attend(kind, *tensors)
+    expected = dense_attention(kind, *tensors, dense_visibility(spans, kind.sliding_window, 4))
+    assert output.shape == expected.shape
+    assert relative(output, expected) < 1e-5
+    upstream = torch.randn(expected.shape, generator=torch.Generator().manual_seed(0))
+    gradients = torch.autograd.grad(output, tensors, upstream)
+    expected_gradients = torch.autograd.grad(expected, tensors, upstream)
+    for found, wanted in zip(gradients, expected_gradients, strict=True):
         assert (found - wanted).norm() < 1e-5 * upstream.norm()
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from rft.attention import PackedSpan
-from rft.packing import PackedBatch, TokenGroup, pack
+from rft.packing import PackedBatch, TokenGroup, pack, prefix_length
 
 CPU = torch.device("cpu")
 
@@ -61,6 +61,38 @@ def test_the_predictor_of_a_token_is_the_token_before_it() -> None:
                 assert input_ids[predictor] == context[-1]
                 assert positions[predictor] == len(context) - 1
     assert next(targets, None) is None
+
+
+def test_what_prompts_begin_with_lies_in_the_row_once() -> None:
+    """Prefix 1 … 8, then 9 with 20 21 | 30, then 9 10 with 40 41.
+
+    row       1 … 8  9 20  9 10 40
+    index     0 … 7  8  9 10 11 12
+    position  0 … 7  8  9  8  9 10
+    """
+    begin = tuple(range(1, 9))
+    groups = [TokenGroup((*begin, 9), ((20, 21), (30,))), TokenGroup((*begin, 9, 10), ((40, 41),))]
+    batch = packed(*groups)
+    assert batch.input_ids.tolist() == [[*begin, 9, 20, 9, 10, 40]]
+    assert batch.position_ids.tolist() == [[*range(8), 8, 9, 8, 9, 10]]
+    assert batch.target_ids.tolist() == [20, 21, 30, 40, 41]
+    assert batch.predictor_index.tolist() == [8, 9, 8, 11, 12]
+    assert batch.layout.prefix_length == 8
+    assert batch.layout.spans == (PackedSpan(8, 1, (1, 0)), PackedSpan(10, 2, (1,)))
+    apart = pack(groups, CPU, are_apart=True)
+    assert apart.layout.prefix_length == 0
+    assert apart.input_ids.tolist() == [[*begin, 9, 20, *begin, 9, 10, 40]]
+
+
+def test_prefixes() -> None:
+    long = tuple(range(20))
+    assert prefix_length([]) == prefix_length([long]) == 0
+    assert prefix_length([long, long]) == 19, "the token that predicts is each prompt's own"
+    assert prefix_length([long, long[:12]]) == 11
+    assert prefix_length([long, (*long[:10], 99, 98), (*long[:9], 99, 98)]) == 9
+    assert prefix_length([(5, *long), long]) == 0
+    assert prefix_length([(*long[:7], 99), long]) == 0, "too short to be worth it"
+    assert prefix_length([(*long[:8], 99), long]) == 8
 
 
 def test_completions_of_one_token_need_no_input() -> None:

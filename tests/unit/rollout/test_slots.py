@@ -101,6 +101,34 @@ def test_prompts_computed_together_with_spare_rows(kind: AttentionKind) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_prompts_behind_a_shared_prefix(kind: AttentionKind) -> None:
+    """In the pass that computes the prefix, in a later one, and in a slot that decoding goes on from."""
+    one = make_sequence(16, 0)
+    other = tuple(
+        torch.cat([a[:, :, :7], b[:, :, 7:]], dim=2)
+        for a, b in zip(one, make_sequence(16, 1), strict=True)
+    )
+    prefix = Prefill(7)
+    first, second = Prefill(12, prefix), Prefill(9, prefix)
+    output = PromptPass([prefix, first]).attend(kind, *upto(one, 12))
+    torch.testing.assert_close(output[0], plain(kind, upto(one, 12)), rtol=1e-4, atol=1e-5)
+    own = tuple(part[:, :, 7:9] for part in other)
+    later = PromptPass([second]).attend(kind, *own)
+    torch.testing.assert_close(later[0], plain(kind, upto(other, 9))[:, 7:], rtol=1e-4, atol=1e-5)
+    again = PromptPass([Prefill(9, prefix), Prefill(12, prefix)])
+    beside = [torch.cat([a, b[:, :, 7:12]], dim=2) for a, b in zip(own, one, strict=True)]
+    assert torch.equal(again.attend(kind, *beside)[:, :, :2], later)
+    slots = Slots(2, 16, CPU)
+    slots.fill(0, first)
+    slots.fill(1, second)
+    found = decode(kind, slots, [one, other], [12, 9])
+    for row, (sequence, place) in enumerate(((one, 12), (other, 9))):
+        torch.testing.assert_close(
+            found[row], plain(kind, sequence)[:, place], rtol=1e-4, atol=1e-5
+        )
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_what_a_slot_held_before_does_not_matter(kind: AttentionKind) -> None:
     old, new = make_sequence(24, 1), make_sequence(24, 2)
     used, fresh = Slots(1, 24, CPU), Slots(1, 24, CPU)

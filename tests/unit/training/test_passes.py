@@ -44,7 +44,7 @@ class Shortage:
             if self.graphs:
                 assert all(graph() is None for graph in self.graphs), "an earlier graph is alive"
             scored = score(batch, temperature)
-            self.sizes.append(batch.input_ids.numel())
+            self.sizes.append(batch.num_tokens)
             if self.strikes(len(self.sizes), batch):
                 self.graphs.append(weakref.ref(scored.logprobs))
                 self.fail()
@@ -106,7 +106,7 @@ def test_the_update_is_done_again_as_if_begun_with_half_of_the_largest(
 def test_micro_batches_are_halved_until_they_fit(budget: int) -> None:
     """However far the budget lies above what there is: 43 tokens, 20, then at most 11."""
     policy = tiny_policy()
-    shortage = Shortage(lambda _, batch: batch.input_ids.numel() > 12, absurd_allocation)
+    shortage = Shortage(lambda _, batch: batch.num_tokens > 12, absurd_allocation)
     shortage.put_on(policy)
     _, updater, found = updated(policy, budget)
     assert shortage.sizes[:2] == [43, 20] and max(shortage.sizes[2:]) == 11
@@ -134,7 +134,7 @@ def test_dropout_is_the_same_when_an_update_is_done_again() -> None:
 def test_anchors_are_computed_in_less_at_once_too() -> None:
     expected = make_updater(tiny_policy(), 11, exact=False).anchors(GROUPS)
     policy = tiny_policy()
-    Shortage(lambda _, batch: batch.input_ids.numel() > 12).put_on(policy)
+    Shortage(lambda _, batch: batch.num_tokens > 12).put_on(policy)
     updater = make_updater(policy, 25, exact=False)
     assert updater.anchors(GROUPS) == expected
     assert updater.passes.token_budget == 11  # half of 23
@@ -147,7 +147,7 @@ def test_anchors_are_computed_in_less_at_once_too() -> None:
 
 def test_where_one_completion_does_not_fit_the_job_ends_with_a_remedy() -> None:
     policy = tiny_policy()
-    shortage = Shortage(lambda _, batch: batch.input_ids.numel() >= 10, absurd_allocation)
+    shortage = Shortage(lambda _, batch: batch.num_tokens >= 10, absurd_allocation)
     shortage.put_on(policy)
     updater = make_updater(policy, 64)
     before = [parameter.detach().clone() for parameter in policy.parameters().values()]
