@@ -131,7 +131,7 @@ class Norm:
 
 
 def _inverse_rms(x: Float[Tensor, "*batch E"], epsilon: float) -> Float[Tensor, "*batch 1"]:
-    mean_square = torch.linalg.vecdot(x, x).div_(x.shape[-1])
+    mean_square: Tensor = torch.linalg.vecdot(x, x).div_(x.shape[-1])
     return mean_square.add_(epsilon).rsqrt_().unsqueeze(-1)
 
 
