@@ -74,7 +74,7 @@ class Side:
             slots = self._job.engine.rollout.slots
             self._sampler = NativeSampler(self._policy, transcriber, slots)
         self._ranks = Ranks(use_cpu=True)
-        self._collector = make_collector(self._job, self._sampler, self._stack)
+        self._collector = make_collector(self._workshop, self._policy, self._sampler, self._stack)
         total_steps = self._job.steps(len(self._workshop.train_prompts))
         updater = Updater(self._job, self._policy, self._ranks, total_steps, self._sampler.is_exact)
         kind = AllGroupsTrainer if all_groups else Trainer
