@@ -124,12 +124,14 @@ def costs(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def padded_rows(source: Path, folder: Path, num_tokens: int) -> Path:
-    """The same rows with prompts of about so many tokens."""
+    """The same rows with prompts of about so many tokens, most of them no other prompt's."""
     filler = FILLER * max(0, round((num_tokens - PLAIN_PROMPT_TOKENS) / FILLER_TOKENS))
     lines = []
-    for line in source.read_text(encoding="utf-8").splitlines():
+    for number, line in enumerate(source.read_text(encoding="utf-8").splitlines()):
         row = json.loads(line)
-        row["messages"][-1]["content"] = filler + row["messages"][-1]["content"]
+        # the number comes first: what prompts begin with alike would be computed once for all
+        content = f"{number} {filler}{row['messages'][-1]['content']}" if filler else None
+        row["messages"][-1]["content"] = content or row["messages"][-1]["content"]
         lines.append(json.dumps(row))
     path = folder / "train.jsonl"
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")

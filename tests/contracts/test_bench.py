@@ -13,7 +13,7 @@ import torch
 from rft.graders import open_grader
 from rft.graders.sample import make_sample
 from rft.job import load_job
-from scripts.benchmark import gemm
+from scripts.benchmark import gemm, rft_worker
 from scripts.benchmark.__main__ import complete, read_options, table
 from scripts.benchmark.learning import Race, last_mean, seconds_until, verdict
 from scripts.benchmark.page import write_page
@@ -27,13 +27,13 @@ from scripts.benchmark.ratios import (
 )
 from scripts.benchmark.rewards import REWARDS
 from scripts.benchmark.rft_worker import TIE_BREAKER, tie_broken, without_learning
-from scripts.benchmark.scaling import costs, points_of
+from scripts.benchmark.scaling import costs, padded_rows, points_of
 from scripts.benchmark.scaling import verdict as scaling_verdict
 from scripts.benchmark.settings import refuse_unequal
 from scripts.benchmark.vllm_worker import Side
 from scripts.benchmark.workers import ROOT, Worker, WorkerError
-from tests.jobs import resolved_job
-from tests.tiny import tiny_model
+from tests.jobs import resolved_job, write_job
+from tests.tiny import save_tiny_model, tiny_model
 
 
 def test_arithmetic_is_the_default_and_learning_modes_take_capitals() -> None:
@@ -266,3 +266,25 @@ def test_a_worker_answers_over_its_pipe_and_tells_of_failures() -> None:
         assert "nowhere" in str(failure.value)
         with pytest.raises(WorkerError, match="KeyError"):
             worker.ask("dance")
+
+
+def test_rfts_side_makes_a_step_and_trains_on_what_it_recorded(tmp_path: Path) -> None:
+    job = write_job(tmp_path / "job", save_tiny_model(tmp_path / "model"), num_rows=12)
+    side = rft_worker.Side()
+    side.start(str(job), learns=False, all_groups=True)
+    step = side.step(1)
+    assert step["num_completions"] == 16 and step["training_seconds"] > 0
+    sampled = side.sample(2)
+    assert sampled["num_completions"] == 16 and len(sampled["prompts"]) == 4
+    assert len(side.record(2)["completion_ids"]) == 16
+
+
+def test_prompts_made_longer_have_little_in_common(tmp_path: Path) -> None:
+    rows = [{"messages": [{"role": "user", "content": f"What is {n}?"}]} for n in range(3)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for num_tokens, num_words in ((47, 3), (247, 204)):
+        path = padded_rows(tmp_path / "rows.jsonl", tmp_path, num_tokens)
+        contents = [json.loads(line)["messages"][0]["content"] for line in path.open()]
+        assert [len(content.split()) for content in contents] == [num_words] * 3
+        assert all(content.endswith(f"What is {n}?") for n, content in enumerate(contents))
+    assert [content.split()[0] for content in contents] == ["0", "1", "2"]
