@@ -101,28 +101,35 @@ def masked_attention(
     query: Float[Tensor, "B H Q D"],
     key: Float[Tensor, "B K S D"],
     value: Float[Tensor, "B K S W"],
-    visible: Bool[Tensor, "#B 1 Q S"] | Bool[Tensor, "Q S"] | None,
+    bias: Float[Tensor, "#B 1 Q S"] | Float[Tensor, "Q S"] | None,
 ) -> Float[Tensor, "B H Q W"]:
-    """Softmax attention; `visible=None` means plain causal over Q = S tokens."""
+    """Softmax attention, `bias` (0 where a key is seen, −inf elsewhere) added to the scores; None means plain
+    causal over Q = S tokens."""
     grouped = query.shape[1] != key.shape[1]
     if kind.softcap is None:
         return F.scaled_dot_product_attention(
             query,
             key,
             value,
-            attn_mask=visible,
-            is_causal=visible is None,
+            attn_mask=bias,
+            is_causal=bias is None,
             scale=kind.scaling,
             enable_gqa=grouped,
         )
-    if visible is None:
-        visible = causal_visibility(query.shape[2], 0, None, query.device)
+    if bias is None:
+        bias = as_bias(causal_visibility(query.shape[2], 0, None, query.device), query.dtype)
     if grouped:
         repeats = query.shape[1] // key.shape[1]
         key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
     scores = (query * kind.scaling) @ key.transpose(-1, -2)  # (B, H, Q, S)
     scores = kind.softcap * torch.tanh(scores / kind.softcap)
-    return scores.masked_fill(~visible, float("-inf")).softmax(-1) @ value
+    return (scores + bias).softmax(-1) @ value
+
+
+def as_bias(visible: Bool[Tensor, "*shape"], dtype: torch.dtype) -> Float[Tensor, "*shape"]:
+    """0 where True, −inf where False."""
+    zeros = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+    return zeros.masked_fill_(~visible, float("-inf"))
 
 
 def causal_attention(
@@ -133,10 +140,11 @@ def causal_attention(
 ) -> Float[Tensor, "B H Q W"]:
     """Softmax attention of the last Q of S tokens, each to itself and those before it."""
     num_tokens, num_before = query.shape[2], key.shape[2] - query.shape[2]
-    visible = None
+    bias = None
     if num_before or (kind.sliding_window is not None and num_tokens > kind.sliding_window):
         visible = causal_visibility(num_tokens, num_before, kind.sliding_window, query.device)
-    return masked_attention(kind, query, key, value, visible)
+        bias = as_bias(visible, query.dtype)
+    return masked_attention(kind, query, key, value, bias)
 
 
 def causal_visibility(
@@ -192,7 +200,9 @@ class PackedGroups:
         self.spans = tuple(spans)
         self.prefix_length = prefix_length
         self._num_spare = num_spare
-        together = [[span] for span in self.spans] if are_apart else _alike(self.spans)
+        together = [[span] for span in self.spans]
+        if not are_apart:
+            together = _alike(self.spans, prefix_length)
         self._blocks = [_Block(some, prefix_length) for some in together]
 
     def attend(self, kind: AttentionKind, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -215,25 +225,27 @@ def _attend_prefix(kind: AttentionKind, prefix: _Rows) -> Float[Tensor, "n H W"]
 MOST_PADDING = 1.5
 """Places per token up to which groups attend together."""
 
-MOST_PAIRS = 1 << 21
-"""Of a completion's token and one it may see, up to which groups attend together: each has a place in a mask."""
+MOST_PAIRS = 1 << 22
+"""Of a token and one it may see, up to which groups attend together or behind a prefix: each has a place in a
+mask, which plain causal order does without."""
 
 
-def _alike(spans: Iterable[PackedSpan]) -> list[list[PackedSpan]]:
+def _alike(spans: Iterable[PackedSpan], prefix_length: int) -> list[list[PackedSpan]]:
     """Neighbours together as long as little of what they are padded to is padding."""
     together: list[list[PackedSpan]] = []
     for span in spans:
-        if together and _is_worth_padding([*together[-1], span]):
+        if together and _is_worth_padding([*together[-1], span], prefix_length):
             together[-1].append(span)
         else:
             together.append([span])
     return together
 
 
-def _is_worth_padding(spans: Sequence[PackedSpan]) -> bool:
+def _is_worth_padding(spans: Sequence[PackedSpan], prefix_length: int) -> bool:
     prompt, completions, longest = _padded_sizes(spans)
-    num_places = len(spans) * (prompt + completions * longest)
-    num_pairs = len(spans) * completions * longest * (prompt + longest)
+    before, num_own = prefix_length + prompt, completions * longest
+    num_places = len(spans) * (prompt + num_own)
+    num_pairs = len(spans) * (prompt * before + num_own * (before + longest))
     num_tokens = sum(span.stop - span.start for span in spans)
     return num_places <= MOST_PADDING * num_tokens and num_pairs <= MOST_PAIRS
 
@@ -270,7 +282,8 @@ class _Block:
         self._tokens = torch.zeros(len(spans) * per_group, dtype=torch.long)
         """Which token each place holds: where there is none, the first, seen by nobody."""
         self._tokens[self._places] = torch.arange(len(places))
-        self._visible: dict[int | None, Tensor] = {}
+        self._biases: dict[tuple[str, int | None], Tensor] = {}
+        """Made once for all layers: each keeps its mask until the backward pass."""
 
     def attend(self, kind: AttentionKind, prefix: _Rows, own: _Rows) -> Float[Tensor, "n H W"]:
         prompt, completions, longest = self._sizes
@@ -288,8 +301,12 @@ class _Block:
                 torch.cat([shared.expand(self._num_groups, -1, -1, -1), padded], dim=1)
                 for shared, padded in ((prefix[1], key[0]), (prefix[2], value[0]))
             )
-        heads_first = (tensor.transpose(1, 2) for tensor in (query[0], seen_keys, seen_values))
-        outputs = [causal_attention(kind, *heads_first).transpose(1, 2)]
+        prompt_query, prompt_keys, prompt_values = (
+            tensor.transpose(1, 2) for tensor in (query[0], seen_keys, seen_values)
+        )
+        bias = self._prompt_bias(kind.sliding_window, prompt_query)
+        attended = masked_attention(kind, prompt_query, prompt_keys, prompt_values, bias)
+        outputs = [attended.transpose(1, 2)]
         if longest:
             own_query, own_keys, own_values = (
                 tensor[1].unflatten(1, (completions, longest)) for tensor in (query, key, value)
@@ -301,15 +318,25 @@ class _Block:
             own_query, keys, values = (
                 tensor.flatten(0, 1).transpose(1, 2) for tensor in (own_query, keys, values)
             )
-            visible = self._visibility(kind.sliding_window, own_query.device)
-            attended = masked_attention(kind, own_query, keys, values, visible)
+            bias = self._completion_bias(kind.sliding_window, own_query)
+            attended = masked_attention(kind, own_query, keys, values, bias)
             attended = attended.transpose(1, 2)  # (g G, C, H, W)
             outputs.append(attended.reshape(self._num_groups, -1, *attended.shape[2:]))
         return _Gather.apply(torch.cat(outputs, dim=1).flatten(0, 1), places)  # type: ignore[no-any-return, no-untyped-call]
 
-    def _visibility(self, window: int | None, device: torch.device) -> Bool[Tensor, "gG 1 C S"]:
-        """Which keys of prefix, prompt and completion a completion's tokens see."""
-        if window not in self._visible:
+    def _prompt_bias(self, window: int | None, like: Tensor) -> Float[Tensor, "P S"] | None:
+        """Of the prompts' own tokens; padding stands behind them, where causal order hides it."""
+        prompt, _, _ = self._sizes
+        if not self._prefix_length and (window is None or prompt <= window):
+            return None
+        if ("prompt", window) not in self._biases:
+            visible = causal_visibility(prompt, self._prefix_length, window, like.device)
+            self._biases["prompt", window] = as_bias(visible, like.dtype)
+        return self._biases["prompt", window]
+
+    def _completion_bias(self, window: int | None, like: Tensor) -> Float[Tensor, "gG 1 C S"]:
+        """Of the completions' tokens: which keys of prefix, prompt and completion they see."""
+        if ("completion", window) not in self._biases:
             prompt, completions, longest = self._sizes
             starts = self._prefix_length + torch.tensor(self._prompt_lengths)[:, None]  # (g, 1)
             before = torch.arange(self._prefix_length + prompt)[None]
@@ -321,8 +348,9 @@ class _Block:
                 visible &= positions[:, None] > own[:, :, None] - window
             if len(visible) > 1:
                 visible = visible.repeat_interleave(completions, dim=0)
-            self._visible[window] = visible[:, None].to(device)
-        return self._visible[window]
+            bias = as_bias(visible[:, None].to(like.device), like.dtype)
+            self._biases["completion", window] = bias
+        return self._biases["completion", window]
 
 
 class _Arrange(torch.autograd.Function):

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rft.attention import PackedGroups, PackedSpan
+from rft.attention import MOST_PAIRS, PackedGroups, PackedSpan
 
 SHORTEST_PREFIX = 8
 """Tokens of prompts that it is worth to compute apart."""
@@ -69,6 +69,12 @@ def prefix_length(prompts: Collection[tuple[int, ...]]) -> int:
     return length if length >= SHORTEST_PREFIX else 0
 
 
+def is_worth_sharing(prefix: int, length: int) -> bool:
+    """Whether a prompt of that length had better attend behind its prefix than have it computed again: what
+    goes on from one attends under a mask."""
+    return (length - prefix) * length <= MOST_PAIRS
+
+
 def pack(
     groups: Sequence[TokenGroup],
     device: torch.device,
@@ -82,7 +88,10 @@ def pack(
     `num_rows`: how long a row is made for so many tokens, at least; `are_apart`: nothing is shared and no two
     groups attend together, so that no group's arithmetic depends on which others there are.
     """
-    shared = 0 if are_apart else prefix_length([group.prompt_ids for group in groups])
+    prompts = [group.prompt_ids for group in groups]
+    shared = 0 if are_apart else prefix_length(prompts)
+    if not all(is_worth_sharing(shared, len(ids)) for ids in prompts):
+        shared = 0
     input_ids: list[int] = [*groups[0].prompt_ids[:shared]]
     position_ids: list[int] = [*range(shared)]
     target_ids: list[int] = []

@@ -152,7 +152,7 @@ class Policy:
 
     def num_rows(self, num_tokens: int) -> int:
         """How long a packed row of so many tokens is made: its products would be computed for as many rows."""
-        if not self.uses_merged:
+        if not self.uses_merged or self.has_dropout:
             return num_tokens
         return max(product.num_rows(num_tokens) for product in self.merged.products)
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rft.linear import Product
+from rft.packing import is_worth_sharing
 from rft.policy import BareModel, Policy
 from rft.rollout.draw import Drawn, draw
 from rft.rollout.grammar import Grammars
@@ -183,8 +184,9 @@ class NativeSampler:
         pieces = []
         for index, request in enumerate(requests):
             ids = request.prompt_ids
-            goes_on = shared.length and ids[: shared.length] == self._prefix_ids != ids
-            prefill = Prefill(len(ids), shared if goes_on else None)
+            goes_on = ids[: shared.length] == self._prefix_ids != ids
+            shares = shared.length and goes_on and is_worth_sharing(shared.length, len(ids))
+            prefill = Prefill(len(ids), shared if shares else None)
             pieces.append(_Piece(index, ids[prefill.start :], prefill))
         if any(piece.prefill.prefix for piece in pieces):
             yield _Piece(None, self._prefix_ids, shared)
@@ -241,18 +243,21 @@ class NativeSampler:
                 torch.cat(positions)[None].long().to(device),
                 PromptPass(prefills),
             )
-            logits = self._logits(hidden[0, (lengths.cumsum(0) - 1).to(device)])
+            asked = {place: p.request for place, p in enumerate(together) if p.request is not None}
+            if not asked:
+                return []
+            ends = (lengths.cumsum(0) - 1)[list(asked)]
+            logits = self._logits(hidden[0, ends.to(device)])
             if not logits.isfinite().all():
                 raise NotFiniteError
         return [
             (
-                self._live(piece.request, sample, requests[piece.request], settings),
-                piece.prefill,
-                logits[place : place + 1],
+                self._live(index, sample, requests[index], settings),
+                prefills[place],
+                logits[row : row + 1],
             )
-            for place, piece in enumerate(together)
-            if piece.request is not None
-            for sample in range(requests[piece.request].num_samples)
+            for row, (place, index) in enumerate(asked.items())
+            for sample in range(requests[index].num_samples)
         ]
 
     def _live(

@@ -3,7 +3,6 @@
 S slots, K key-value heads, R query heads per key-value head, D head width, P prompt tokens.
 """
 
-from collections import defaultdict
 from collections.abc import Sequence
 
 import torch
@@ -87,15 +86,15 @@ class Slots:
 
     def _allocate(self, prefill: Prefill) -> None:
         """Room for what every layer keeps of a token, as this prompt shows it."""
-        parts: dict[tuple[int, int], list[tuple[dict[int, Tensor], int]]] = defaultdict(list)
+        parts: dict[tuple[int, int], list[tuple[dict[int, Tensor], int, Tensor]]] = {}
         for store, source in ((self.keys, prefill.keys), (self.values, prefill.values)):
             for layer, tensor in source.items():
-                parts[tensor.shape[0], tensor.shape[2]].append((store, layer))
-        kept = next(iter(prefill.keys.values()))
+                shape = tensor.shape[0], tensor.shape[2]
+                parts.setdefault(shape, []).append((store, layer, tensor))
         for (heads, width), places in parts.items():
-            shape = len(places), self.num_slots, heads, self.capacity, width
-            self._stores.append(kept.new_zeros(shape))
-            for index, (store, layer) in enumerate(places):
+            size = len(places), self.num_slots, heads, self.capacity, width
+            self._stores.append(places[0][2].new_zeros(size))
+            for index, (store, layer, _) in enumerate(places):
                 store[layer] = self._stores[-1][index]
 
     def move(self, source: int, target: int, length: int) -> None:

@@ -108,8 +108,9 @@ def micro_batches(
     token_budget: int,
     device: torch.device,
     num_rows: Callable[[int], int] = int,
+    are_apart: bool = False,
 ) -> list[Batch]:
-    """Groups, in order, together while their packed input stays within the budget; `num_rows` as in `pack`.
+    """Groups, in order, together while their packed input stays within the budget; the rest as in `pack`.
 
     They come from `cut_to_budget`: only a single completion exceeds the budget, alone in its micro-batch.
     """
@@ -122,7 +123,13 @@ def micro_batches(
             used = 0
         batches[-1].append(group)
         used += cost
-    return [_batch(members, device, num_rows) for members in batches]
+    return [
+        _batch(
+            members,
+            pack([g.tokens for g in members], device, num_rows=num_rows, are_apart=are_apart),
+        )
+        for members in batches
+    ]
 
 
 def padded(rows: Sequence[Sequence[float]], device: torch.device) -> Float[Tensor, "B T"]:
@@ -156,14 +163,13 @@ def _parts(group: TrainingGroup, token_budget: int) -> list[TrainingGroup]:
     return [group.part(begin, end) for begin, end in pairwise([*bounds, len(group.rollouts)])]
 
 
-def _batch(
-    groups: Sequence[TrainingGroup], device: torch.device, num_rows: Callable[[int], int]
-) -> Batch:
+def _batch(groups: Sequence[TrainingGroup], packed: PackedBatch) -> Batch:
+    device = packed.input_ids.device
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     advantages = [value for group in groups for value in group.advantages]
     return Batch(
         groups=tuple(groups),
-        packed=pack([group.tokens for group in groups], device, num_rows=num_rows),
+        packed=packed,
         advantages=torch.tensor(advantages, device=device, dtype=torch.float32),
         sampling_logprobs=padded([r.completion.sampling_logprobs for r in rollouts], device),
     )

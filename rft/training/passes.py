@@ -84,7 +84,10 @@ class Passes:
         parts = cut_to_budget(groups, self.token_budget)
         mine = self._ranks.share_by_cost(parts, [part.num_input_tokens for part in parts])
         policy = self._policy
-        return micro_batches(mine, self.token_budget, policy.device, policy.num_rows)
+        is_unpacked = policy.why_unpacked is not None
+        return micro_batches(
+            mine, self.token_budget, policy.device, policy.num_rows, are_apart=is_unpacked
+        )
 
     def _attempt(
         self,

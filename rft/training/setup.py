@@ -219,9 +219,14 @@ def make_sampler(workshop: Workshop, policy: Policy, ranks: Ranks | None = None)
         with known_family(workshop.base):
             return open_vllm(policy, transcriber, job, workshop.source.folder, longest, ranks)
     sampler = open_sampler(policy, transcriber, job.engine.rollout.slots)
-    prompts = [prompt.token_ids for prompt in (*workshop.train_prompts, *workshop.valid_prompts)]
-    sampler.share_prefix(prompts[0][: prefix_length(prompts)])
+    sampler.share_prefix(job_prefix(workshop))
     return sampler
+
+
+def job_prefix(workshop: Workshop) -> tuple[int, ...]:
+    """What all prompts of the job begin with."""
+    prompts = [prompt.token_ids for prompt in (*workshop.train_prompts, *workshop.valid_prompts)]
+    return prompts[0][: prefix_length(prompts)]
 
 
 @contextmanager

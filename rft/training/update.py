@@ -53,7 +53,8 @@ class Sums:
     """Σ |policy − sampling logprob|, nats."""
     gap_max: float
     num_input_tokens: int
-    """Tokens that went through the model: prompts once a group or part, completions without their last."""
+    """Tokens that went through the model: what prompts begin with once a micro-batch, the rest of each once a
+    group or part, completions without their last."""
 
 
 @dataclass(frozen=True, slots=True)

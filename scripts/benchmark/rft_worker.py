@@ -21,7 +21,14 @@ from rft.runs.layout import RUNS_FOLDER
 from rft.training.advantages import advantages
 from rft.training.evaluation import evaluate
 from rft.training.ranks import Ranks
-from rft.training.setup import make_collector, make_policy, make_sampler, open_workshop, read_rows
+from rft.training.setup import (
+    job_prefix,
+    make_collector,
+    make_policy,
+    make_sampler,
+    open_workshop,
+    read_rows,
+)
 from rft.training.trainer import Trainer, rollout_plan
 from rft.training.update import Update, Updater
 from rft.types import Completion, Group
@@ -73,6 +80,7 @@ class Side:
             transcriber = Transcriber(self._workshop.tokenizer, ())
             slots = self._job.engine.rollout.slots
             self._sampler = NativeSampler(self._policy, transcriber, slots)
+            self._sampler.share_prefix(job_prefix(self._workshop))
         self._ranks = Ranks(use_cpu=True)
         self._collector = make_collector(self._workshop, self._policy, self._sampler, self._stack)
         total_steps = self._job.steps(len(self._workshop.train_prompts))

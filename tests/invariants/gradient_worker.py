@@ -28,7 +28,7 @@ def note_passes(policy: Policy, is_short: bool) -> list[int]:
     score = policy.score
 
     def noted(batch: PackedBatch, temperature: float) -> Scored:
-        passes.append(batch.input_ids.numel())
+        passes.append(batch.num_tokens)
         if is_short and len(passes) == 2:
             torch.empty(10**17, dtype=torch.uint8)  # a real failure of the allocator
         return score(batch, temperature)

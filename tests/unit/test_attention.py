@@ -10,6 +10,8 @@ from rft.attention import (
     AttentionKind,
     PackedGroups,
     PackedSpan,
+    _alike,
+    as_bias,
     causal_visibility,
     masked_attention,
     use_layouts,
@@ -119,6 +121,40 @@ def test_packed_groups_behind_a_prefix(layout: str, kind: AttentionKind) -> None
         assert (found - wanted).norm() < 1e-5 * upstream.norm()
 
 
+def test_a_mask_is_made_once_for_all_layers() -> None:
+    """Each layer keeps it for the backward pass."""
+    layout = PackedGroups([PackedSpan(4, 5, (3, 2)), PackedSpan(14, 4, (2,))], prefix_length=4)
+    tensors = make_tensors(20)
+    masks = set()
+
+    def note(tensor: Tensor) -> Tensor:
+        if (tensor == float("-inf")).any():
+            masks.add(tensor.data_ptr())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        outputs = [layout.attend(kind, *tensors) for kind in [KINDS[0]] * 3]
+    assert len(masks) == 2, "of prompts and of completions"
+    assert torch.equal(outputs[0], outputs[2])
+
+
+@pytest.mark.parametrize(
+    ("spans", "prefix", "expected"),
+    [
+        ([PackedSpan(0, 40, (9,) * 8), PackedSpan(112, 30, (12,) * 8)], 0, 1),
+        ([PackedSpan(0, 40, (9,) * 8), PackedSpan(112, 30, (99,) * 8)], 0, 2),
+        ([PackedSpan(0, 40, (200,) * 8), PackedSpan(1640, 40, (200,) * 8)], 0, 1),
+        ([PackedSpan(0, 40, (200,) * 8), PackedSpan(1640, 40, (200,) * 8)], 4000, 2),
+        ([PackedSpan(0, 1500, ()), PackedSpan(1500, 1500, ())], 0, 2),
+    ],
+    ids=["alike", "unlike", "long", "long behind a long prefix", "long prompts"],
+)
+def test_groups_attend_together_where_that_pads_and_masks_little(
+    spans: list[PackedSpan], prefix: int, expected: int
+) -> None:
+    assert len(_alike(spans, prefix)) == expected
+
+
 def test_a_completion_does_not_feel_its_neighbours() -> None:
     """Changing one completion or another group leaves the rest as it was, bit for bit."""
     spans = [PackedSpan(0, 3, (2, 4)), PackedSpan(9, 2, (3,))]
@@ -137,7 +173,8 @@ def test_a_completion_does_not_feel_its_neighbours() -> None:
 def test_masked_attention(kind: AttentionKind) -> None:
     query, key, value = make_tensors(9)
     visible = causal_visibility(4, 5, kind.sliding_window, CPU)
-    found = masked_attention(kind, query[:, :, 5:], key, value, visible)
+    bias = as_bias(visible, query.dtype)
+    found = masked_attention(kind, query[:, :, 5:], key, value, bias)
     expected = dense_attention(kind, query[:, :, 5:], key, value, visible)
     assert relative(found, expected) < 1e-5
 

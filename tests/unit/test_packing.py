@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from rft.attention import PackedSpan
-from rft.packing import PackedBatch, TokenGroup, pack, prefix_length
+from rft.packing import PackedBatch, TokenGroup, is_worth_sharing, pack, prefix_length
 
 CPU = torch.device("cpu")
 
@@ -93,6 +93,27 @@ def test_prefixes() -> None:
     assert prefix_length([(5, *long), long]) == 0
     assert prefix_length([(*long[:7], 99), long]) == 0, "too short to be worth it"
     assert prefix_length([(*long[:8], 99), long]) == 8
+
+
+def test_a_prefix_that_little_is_saved_by_is_not_shared() -> None:
+    """A long prompt behind a short prefix would attend under a mask of the square of its length."""
+    assert is_worth_sharing(20, 1000) and is_worth_sharing(4000, 5000 - 200)
+    assert not is_worth_sharing(20, 3000)
+    begin = tuple(range(8))
+    short, long = (
+        TokenGroup((*begin, n, *range(length)), ((1,),)) for n, length in ((9, 5), (10, 2500))
+    )
+    assert packed(short, short).layout.prefix_length == 13
+    assert packed(short, long).layout.prefix_length == 0
+
+
+def test_a_row_has_as_many_places_as_it_is_told() -> None:
+    groups = [TokenGroup((10, 11, 12), ((20, 21, 22), (30,))), TokenGroup((40,), ((50, 51),))]
+    plain, spared = packed(*groups), pack(groups, CPU, num_rows=lambda n: n + 3)
+    assert plain.num_tokens == spared.num_tokens == plain.input_ids.numel() == 7
+    assert spared.input_ids.tolist() == [[*plain.input_ids[0].tolist(), 0, 0, 0]]
+    assert spared.position_ids.tolist() == [[*plain.position_ids[0].tolist(), 0, 0, 0]]
+    assert torch.equal(spared.predictor_index, plain.predictor_index)
 
 
 def test_completions_of_one_token_need_no_input() -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rft.attention import AttentionKind, causal_visibility, masked_attention
+from rft.attention import AttentionKind, as_bias, causal_visibility, masked_attention
 from rft.rollout.slots import Prefill, PromptPass, Slots
 
 CPU = torch.device("cpu")
@@ -33,7 +33,7 @@ def plain(kind: AttentionKind, sequence: Sequence) -> Tensor:
     """Attention over the whole sequence at once, (heads, tokens, width)."""
     num_tokens = sequence[0].shape[2]
     visible = causal_visibility(num_tokens, 0, kind.sliding_window, CPU)
-    return masked_attention(kind, *sequence, visible)[0]
+    return masked_attention(kind, *sequence, as_bias(visible, torch.float32))[0]
 
 
 def upto(sequence: Sequence, num_tokens: int) -> Sequence:
