@@ -124,7 +124,10 @@ def test_a_pass_of_the_model_is_told_by_what_it_is_for() -> None:
     policy = tiny_policy()
     updater = Updater(make_job(), policy, Ranks(use_cpu=True), 10, sampler_is_exact=True)
     group = make_training_group([make_completion((5,)), make_completion((6,))], (1.0, -1.0))
-    decoder = policy.merged.model.get_decoder()
+    decoder, _ = (
+        policy.merged.model.get_decoder(),
+        policy.head,
+    )  # made before, not while it is watched
 
     def train(gate: threading.Event) -> None:
         decoder.register_forward_pre_hook(lambda *_: (gate.wait(10), None)[1])
