@@ -29,7 +29,8 @@ def write_page(folder: Path) -> Path:
     results = load_results(folder)
     lines = [INTRODUCTION, *machine_lines(results), *ratio_lines(results)]
     for result in results:
-        lines += ["", f"## `{result['mode']}`, {result['job']}", "", *section(result)]
+        processor = result["machine"]["processor"]
+        lines += ["", f"## `{result['mode']}`, {result['job']}, {processor}", "", *section(result)]
     page = folder / "README.md"
     page.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
     return page
