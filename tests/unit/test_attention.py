@@ -105,13 +105,24 @@ def test_packed_groups(layout: str, kind: AttentionKind, num_kv_heads: int) -> N
         assert (found - wanted).norm() < 1e-5 * upstream.norm()
 
 
+@pytest.mark.parametrize("most_padding", [1.0, 100.0], ids=["apart", "together"])
+@pytest.mark.parametrize("prefix", [0, 4])
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_packed_groups_behind_a_prefix(layout: str, kind: AttentionKind) -> None:
-    spans = [replace(span, start=4 + span.start) for span in LAYOUTS[layout]]
+def test_packed_groups_behind_a_prefix(
+    layout: str,
+    kind: AttentionKind,
+    prefix: int,
+    most_padding: float,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Unlike groups in one padded batch too."""
+    monkeypatch.setattr("rft.attention.MOST_PADDING", most_padding)
+    spans = [replace(span, start=prefix + span.start) for span in LAYOUTS[layout]]
     tensors = make_tensors(spans[-1].stop)
-    output = PackedGroups(spans, prefix_length=4).attend(kind, *tensors)
-    expected = dense_attention(kind, *tensors, dense_visibility(spans, kind.sliding_window, 4))
+    output = PackedGroups(spans, prefix_length=prefix).attend(kind, *tensors)
+    visible = dense_visibility(spans, kind.sliding_window, prefix)
+    expected = dense_attention(kind, *tensors, visible)
     assert output.shape == expected.shape
     assert relative(output, expected) < 1e-5
     upstream = torch.randn(expected.shape, generator=torch.Generator().manual_seed(0))
