@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import rft.lean
 import rft.merged
 from rft.lean import Norm, Rotation
 from rft.packing import TokenGroup, pack
@@ -88,6 +89,25 @@ def test_layers_that_differ_from_the_pattern_stay(monkeypatch: pytest.MonkeyPatc
     for layer in policy.base.get_decoder().layers:
         layer.mlp.forward = lambda x, mlp=layer.mlp: 1.5 * type(mlp).forward(mlp, x)
     assert not policy.merged.is_lean
+
+
+@pytest.mark.parametrize(
+    ("layers", "all_of_them", "is_lean"),
+    [(0.0, 5e-5, True), (0.0, 2e-3, False), (1e-4, 0.0, False)],
+)
+def test_how_much_layers_and_all_of_them_together_may_differ(
+    monkeypatch: pytest.MonkeyPatch, layers: float, all_of_them: float, is_lean: bool
+) -> None:
+    """Thirty layers make of the last digits as much as 2e-5, which one by itself may not."""
+    probe, outputs = rft.lean._probe, []
+
+    def differing_probe(*args: object) -> Tensor:
+        outputs.append(probe(*args) * (1 + all_of_them * len(outputs)))
+        return outputs[-1]
+
+    monkeypatch.setattr(rft.lean, "_probe", differing_probe)
+    monkeypatch.setattr(rft.lean, "_sum", lambda x, fresh: x + fresh * (1 + layers))
+    assert large_policy("llama").merged.is_lean == is_lean
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.5])
