@@ -61,8 +61,8 @@ class SlotStep:
         yield from self.model.parameters()
         yield from self.model.buffers()
         yield self.head.weight
-        yield from self.slots.keys.values()
-        yield from self.slots.values.values()
+        yield from self.slots.memory.keys.values()
+        yield from self.slots.memory.values.values()
 
     def fingerprint(self) -> Hashable:
         """Equal as long as a recording made before still does what this step does now."""
@@ -78,11 +78,11 @@ class DecodeGraphs:
 
     def __init__(self, step: SlotStep, recorder: Recorder, min_rows: int = 1):
         """`min_rows`: fewer are never computed together."""
-        num_rows = step.slots.num_slots
+        num_rows = step.slots.memory.num_sequences
         self._recorder = recorder
         self._step = step
         self._row_buckets = row_buckets(num_rows, min_rows)
-        self._length_buckets = length_buckets(step.slots.capacity)
+        self._length_buckets = length_buckets(step.slots.memory.capacity)
         self._recordings: OrderedDict[Hashable, Recording] = OrderedDict()
         self._fingerprint: Hashable = None
         weight = step.head.weight
@@ -95,6 +95,10 @@ class DecodeGraphs:
             self._fetched = torch.zeros(2, num_rows, dtype=torch.float64, pin_memory=is_cuda)
         self._token_ids, self._positions = self._inputs[0], self._inputs[1]
         self._uniforms = self._inputs[2].view(torch.float64)  # one copy brings all three
+
+    @property
+    def slots(self) -> Slots:
+        return self._step.slots
 
     @property
     def num_recordings(self) -> int:

@@ -8,9 +8,10 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from rft.attention import AttentionKind
+from rft.attention import AttentionKind, as_bias
 from rft.head import Head
 from rft.linear import Product
+from rft.rollout.shared_slots import PROMPT_ROW_MULTIPLE, Meeting, shared_attention
 from rft.rollout.slots import LENGTH_BUCKET, grouped_attention
 
 EXAMINED_BUCKETS = 32
@@ -23,7 +24,7 @@ ROW_MULTIPLE = 4
 PLAIN_LAYERS = (nn.Linear, Conv1D, nn.Embedding)
 
 
-PROMPT_ROW_MULTIPLE = 32
+PREFILL_ROW_MULTIPLE = 32
 """Row counts of passes over prompts are multiples of this."""
 
 MOST_PROMPT_ROWS = 512
@@ -38,7 +39,9 @@ class RowInvariance:
     is_bitwise: bool
     """Whether rows were bitwise equal for all allowed row counts."""
     max_prompt_rows: int = 0
-    """Prompts may share a pass of at most so many rows, a multiple of `PROMPT_ROW_MULTIPLE`; 0 = none."""
+    """Prompts may share a pass of at most so many rows, a multiple of `PREFILL_ROW_MULTIPLE`; 0 = none."""
+    shares_prompts: bool = True
+    """Whether rows that go on from one prompt may meet its keys together."""
 
     def padded(self, num_rows: int) -> int:
         """The smallest allowed row count that holds `num_rows`."""
@@ -48,7 +51,7 @@ class RowInvariance:
         """The row count of a pass over prompts of so many tokens."""
         if num_tokens > self.max_prompt_rows:  # one prompt, which then is always alone
             return max(self.min_rows, num_tokens)
-        return max(self.min_rows, -(-num_tokens // PROMPT_ROW_MULTIPLE) * PROMPT_ROW_MULTIPLE)
+        return max(self.min_rows, -(-num_tokens // PREFILL_ROW_MULTIPLE) * PREFILL_ROW_MULTIPLE)
 
 
 def row_invariance(
@@ -66,11 +69,14 @@ def row_invariance(
     layers = list(_distinct_layers(model, products))
     decoding: list[Layer] = [*layers, (head.product, head.product.shape[1])]
     unsafe = max(_largest_unsafe_count(layer, width, counts) for layer, width in decoding)
-    if unsafe == counts[-1] or not _attention_is_invariant(model.config, counts):
+    shares_prompts = _shared_attention_is_invariant(model.config, counts)
+    has_invariant_attention = shares_prompts or _attention_is_invariant(model.config, counts)
+    if unsafe == counts[-1] or not has_invariant_attention:
         return RowInvariance(ROW_MULTIPLE, False, MOST_PROMPT_ROWS)
-    prompt_counts = range(PROMPT_ROW_MULTIPLE, MOST_PROMPT_ROWS + 1, PROMPT_ROW_MULTIPLE)
-    shared = not any(_largest_unsafe_count(*layer, prompt_counts) for layer in layers)
-    return RowInvariance(unsafe + ROW_MULTIPLE, True, MOST_PROMPT_ROWS if shared else 0)
+    prompt_counts = range(PREFILL_ROW_MULTIPLE, MOST_PROMPT_ROWS + 1, PREFILL_ROW_MULTIPLE)
+    together = not any(_largest_unsafe_count(*layer, prompt_counts) for layer in layers)
+    most_prompt_rows = MOST_PROMPT_ROWS if together else 0
+    return RowInvariance(unsafe + ROW_MULTIPLE, True, most_prompt_rows, shares_prompts)
 
 
 def _only_plain_matrices(model: PreTrainedModel) -> bool:
@@ -82,36 +88,89 @@ def _only_plain_matrices(model: PreTrainedModel) -> bool:
     return not has_router and all(id(parameter) in examined for parameter in matrices)
 
 
+@dataclass(frozen=True, slots=True)
+class _Heads:
+    """The size of a model's attention."""
+
+    num_kv_heads: int
+    queries_per_key: int
+    width: int
+
+    @staticmethod
+    def of(config: PretrainedConfig) -> "_Heads":
+        config = config.get_text_config()
+        num_heads = config.num_attention_heads
+        num_kv_heads = getattr(config, "num_key_value_heads", None) or num_heads
+        width = getattr(config, "head_dim", None) or config.hidden_size // num_heads
+        return _Heads(num_kv_heads, num_heads // num_kv_heads, width)
+
+    def noise(self, num_sequences: int, *shape: int) -> Tensor:
+        generator = torch.Generator().manual_seed(num_sequences)
+        return torch.randn(num_sequences * self.num_kv_heads, *shape, generator=generator)
+
+    @property
+    def kind(self) -> AttentionKind:
+        return AttentionKind(0, self.width**-0.5, None, None)
+
+
+CAPACITY = EXAMINED_BUCKETS * LENGTH_BUCKET
+LENGTHS = (*range(LENGTH_BUCKET, CAPACITY // 4 + 1, LENGTH_BUCKET), CAPACITY // 2, CAPACITY)
+NUM_SEEN = LENGTH_BUCKET // 2
+"""Keys that rows of the examination see: those of the shortest neighbour."""
+
+
 @torch.inference_mode()
 def _attention_is_invariant(config: PretrainedConfig, counts: range) -> bool:
     """Whether a decoding row's attention is the same beside fewer or shorter neighbours."""
-    config = config.get_text_config()
-    num_heads = config.num_attention_heads
-    num_kv_heads = getattr(config, "num_key_value_heads", None) or num_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // num_heads
-    generator = torch.Generator().manual_seed(0)
+    heads = _Heads.of(config)
+    query = heads.noise(counts[-1], heads.queries_per_key, heads.width)
+    keys, values = (heads.noise(counts[-1], CAPACITY, heads.width) for _ in range(2))
+    bias = as_bias(torch.arange(CAPACITY) < NUM_SEEN, torch.float32).expand(len(query), 1, -1)
 
-    def noise(*shape: int) -> Tensor:
-        return torch.randn(counts[-1] * num_kv_heads, *shape, generator=generator)
+    def attend(num_rows: int, length: int) -> Tensor:
+        rows = num_rows * heads.num_kv_heads
+        seen = keys[:rows, :length], values[:rows, :length]
+        return grouped_attention(query[:rows], *seen, bias[:rows, :, :length], heads.kind)
 
-    capacity = EXAMINED_BUCKETS * LENGTH_BUCKET
-    query = noise(num_heads // num_kv_heads, width)
-    keys, values = noise(capacity, width), noise(capacity, width)
-    seen = torch.arange(capacity) < LENGTH_BUCKET // 2
-    bias = torch.zeros(len(query), 1, capacity).masked_fill(~seen, float("-inf"))
-    kind = AttentionKind(0, width**-0.5, None, None)
+    full = attend(counts[-1], CAPACITY)
+    sizes = [(num_rows, length) for num_rows in (counts[0], counts[-1]) for length in LENGTHS]
+    return all(torch.equal(attend(*size), full[: size[0] * heads.num_kv_heads]) for size in sizes)
 
-    def attend(rows: int, length: int) -> Tensor:
-        rows *= num_kv_heads
-        seen_keys, seen_values = (tensor[:rows, :length] for tensor in (keys, values))
-        return grouped_attention(
-            query[:rows], seen_keys, seen_values, bias[:rows, :, :length], kind
+
+@torch.inference_mode()
+def _shared_attention_is_invariant(config: PretrainedConfig, counts: range) -> bool:
+    """The same of rows that meet their prompts together: also beside more or fewer rows of the same prompt,
+    and more or fewer prompts."""
+    heads = _Heads.of(config)
+    query = heads.noise(counts[-1], heads.queries_per_key, heads.width)
+    prompts, own = (
+        tuple(heads.noise(n, CAPACITY, heads.width) for _ in range(2)) for n in (2, counts[-1])
+    )
+    seen = as_bias(torch.arange(CAPACITY) < NUM_SEEN, torch.float32)
+
+    def attend(num_rows: int, num_prompts: int, prompt_length: int, length: int) -> Tensor:
+        """Rows 0…3 go on from the first of the prompts, the others from the last."""
+        rows, places = num_rows * heads.num_kv_heads, num_prompts * heads.num_kv_heads
+        of_rows = [0 if row < PROMPT_ROW_MULTIPLE else num_prompts - 1 for row in range(num_rows)]
+        bias = torch.cat([seen[:prompt_length], seen[:length]]).expand(rows, 1, -1)
+        attended = shared_attention(
+            query[:rows],
+            (prompts[0][:places, :prompt_length], prompts[1][:places, :prompt_length]),
+            (own[0][:rows, :length], own[1][:rows, :length]),
+            Meeting.of(of_rows, num_rows, heads.num_kv_heads, query.device),
+            bias,
+            heads.kind,
         )
+        return attended[: PROMPT_ROW_MULTIPLE * heads.num_kv_heads]
 
-    full = attend(counts[-1], capacity)
-    lengths = [*range(LENGTH_BUCKET, capacity // 4 + 1, LENGTH_BUCKET), capacity // 2, capacity]
-    sizes = [(rows, length) for rows in (counts[0], counts[-1]) for length in lengths]
-    return all(torch.equal(attend(*size), full[: size[0] * num_kv_heads]) for size in sizes)
+    short = attend(PROMPT_ROW_MULTIPLE, 1, LENGTH_BUCKET, LENGTH_BUCKET)
+    sizes = [(num_rows, 1, LENGTH_BUCKET, LENGTH_BUCKET) for num_rows in counts]
+    sizes += [(num_rows, 2, LENGTH_BUCKET, LENGTH_BUCKET) for num_rows in counts[1:]]
+    sizes += [(counts[-1], 2, length, LENGTH_BUCKET) for length in LENGTHS]
+    sizes += [(counts[-1], 2, LENGTH_BUCKET, length) for length in LENGTHS]
+    return all(
+        torch.equal(attend(*size), short) for size in [*sizes, (counts[-1], 2, *LENGTHS[-2:])]
+    )
 
 
 Layer = tuple[Callable[[Tensor], Tensor], int]

@@ -37,8 +37,11 @@ from rft.rollout.sampler import (
     SamplingSettings,
     require_finite,
 )
+from rft.rollout.shared_slots import SharedSlots
 from rft.rollout.slots import Prefill, PromptPass, Slots
 from rft.rollout.transcribe import Transcriber
+
+AnySlots = Slots | SharedSlots
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +103,6 @@ class NativeSampler:
             torch.get_num_threads(),
         )
         self._num_slots = num_slots
-        self._slots: Slots | None = None
         if recorder is None and policy.device.type == "cuda":
             recorder = RecorderWithFallback(CudaRecorder(policy.device))
         self._recorder = recorder
@@ -120,6 +122,9 @@ class NativeSampler:
         invariance = self.invariance
         return {
             "sampler": "native",
+            "layers": "lean"
+            if self._policy.uses_merged and self._policy.merged.is_lean
+            else "plain",
             "bitwise": invariance.is_bitwise,
             "min_rows": invariance.min_rows,
             **(self._recorder.facts if self._recorder else {}),
@@ -143,7 +148,7 @@ class NativeSampler:
     def halve_slots(self) -> None:
         """Decode half as many completions side by side from now on, at least one."""
         self._num_slots = max(1, self._num_slots // 2)
-        self._slots = self._graphs = None
+        self._graphs = None
 
     @torch.inference_mode()
     def sample(
@@ -151,8 +156,7 @@ class NativeSampler:
     ) -> Iterator[Sampled]:
         if self.is_exact:
             self._policy.merged.begin_pass()
-        longest = max((len(request.prompt_ids) for request in requests), default=0)
-        slots = self._slots_for(longest + settings.max_tokens)
+        slots = self._slots_for(requests, settings.max_tokens)
         waiting = deque(self._pieces(requests))
         ready: deque[tuple[_Live, Prefill, Tensor]] = deque()
         live: list[_Live] = []
@@ -166,9 +170,6 @@ class NativeSampler:
             if live:
                 self._decode(live, slots, settings)
                 yield from self._retire(live, slots, requests, settings)
-        # training needs the memory next; recordings, where there are any, would have to be made again
-        if self._graphs is None:
-            self._slots = None
 
     @contextmanager
     def _counted(self, stage: str, num_tokens: int, num_rows: int) -> Iterator[None]:
@@ -208,20 +209,22 @@ class NativeSampler:
                 num_samples += requests[piece.request].num_samples
         return together
 
-    def _slots_for(self, capacity: int) -> Slots:
-        if self._slots is None or self._slots.capacity < capacity:
-            num_slots = self.invariance.padded(self._num_slots)
-            self._slots = Slots(num_slots, capacity, self._policy.device)
-            self._graphs = self._graphs_of(self._slots)
-        if self._graphs:
-            self._graphs.begin()
-        return self._slots
-
-    def _graphs_of(self, slots: Slots) -> DecodeGraphs | None:
+    def _slots_for(self, requests: Sequence[SampleRequest], max_tokens: int) -> AnySlots:
+        num_slots, device = self.invariance.padded(self._num_slots), self._policy.device
+        longest = max((len(request.prompt_ids) for request in requests), default=0)
+        if self._recorder is None and self.invariance.shares_prompts:
+            num_prompts = min(self._num_slots, len(requests))
+            return SharedSlots(num_slots, max_tokens, num_prompts, longest, device)
+        capacity = longest + max_tokens
         if self._recorder is None:
-            return None
-        step = SlotStep(self._model, self._policy.head, slots, self._products)
-        return DecodeGraphs(step, self._recorder, self.invariance.min_rows)
+            return Slots(num_slots, capacity, device)
+        # kept between calls: recordings would have to be made again
+        if self._graphs is None or self._graphs.slots.memory.capacity < capacity:
+            slots = Slots(num_slots, capacity, device)
+            step = SlotStep(self._model, self._policy.head, slots, self._products)
+            self._graphs = DecodeGraphs(step, self._recorder, self.invariance.min_rows)
+        self._graphs.begin()
+        return self._graphs.slots
 
     def _prefill(
         self,
@@ -275,7 +278,7 @@ class NativeSampler:
     def _admit(
         self,
         ready: deque[tuple[_Live, Prefill, Tensor]],
-        slots: Slots,
+        slots: AnySlots,
         first_slot: int,
         settings: SamplingSettings,
     ) -> list[_Live]:
@@ -284,11 +287,11 @@ class NativeSampler:
         prompt, logits = ready[0][1:]
         while ready and ready[0][1] is prompt and first_slot + len(admitted) < self._num_slots:
             admitted.append(ready.popleft()[0])
-        slots.fill(first_slot, prompt, len(admitted))
+        slots.admit(first_slot, prompt, len(admitted))
         self._append(admitted, logits.expand(len(admitted), -1), settings)
         return admitted
 
-    def _decode(self, live: list[_Live], slots: Slots, settings: SamplingSettings) -> None:
+    def _decode(self, live: list[_Live], slots: AnySlots, settings: SamplingSettings) -> None:
         """One token for every live row."""
         num_rows = self.invariance.padded(len(live))
         with self._counted("decode", len(live), num_rows):
@@ -299,13 +302,13 @@ class NativeSampler:
                 self._decode_eagerly(live, num_rows, slots, settings)
 
     def _decode_eagerly(
-        self, live: list[_Live], num_rows: int, slots: Slots, settings: SamplingSettings
+        self, live: list[_Live], num_rows: int, slots: AnySlots, settings: SamplingSettings
     ) -> None:
         spare = [0] * (num_rows - len(live))
         last_ids = [row.token_ids[-1] for row in live] + spare
         positions = torch.tensor([row.position for row in live] + spare, device=self._policy.device)
         input_ids = torch.tensor(last_ids, device=self._policy.device)[:, None]
-        slots.begin_step(positions, max(row.position for row in live))
+        slots.begin_step(positions)
         hidden = self._hidden(input_ids, positions[:, None], slots)[:, 0]
         self._append(live, self._logits(hidden)[: len(live)], settings)
 
@@ -340,7 +343,7 @@ class NativeSampler:
     def _retire(
         self,
         live: list[_Live],
-        slots: Slots,
+        slots: AnySlots,
         requests: Sequence[SampleRequest],
         settings: SamplingSettings,
     ) -> Iterator[Sampled]:
@@ -355,8 +358,8 @@ class NativeSampler:
                 index += 1
                 continue
             last = live.pop()
+            slots.retire(index, len(live), last.position)
             if last is not row:
-                slots.move(len(live), index, last.position)
                 live[index] = last
             allowed = np.stack(row.allowed_tokens) if row.allowed_tokens else None
             completion = self._transcriber.completion(
@@ -369,7 +372,9 @@ class NativeSampler:
             )
             yield Sampled(row.request, row.sample, completion)
 
-    def _hidden(self, input_ids: Tensor, positions: Tensor, layout: PromptPass | Slots) -> Tensor:
+    def _hidden(
+        self, input_ids: Tensor, positions: Tensor, layout: PromptPass | AnySlots
+    ) -> Tensor:
         decoder = self._model.get_decoder()
         output = decoder(
             input_ids=input_ids, position_ids=positions, use_cache=False, layout=layout

@@ -1,15 +1,16 @@
 """Key-value memory of the native sampler: prompts computed once, then one slot per live completion.
 
-S slots, K key-value heads, R query heads per key-value head, D head width, P prompt tokens.
+B live rows, K key-value heads, R query heads per key-value head, D head width, W that of the values, P prompt
+tokens.
 """
 
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from rft.attention import AttentionKind, causal_attention
+from rft.attention import AttentionKind, as_bias, causal_attention
 
 LENGTH_BUCKET = 32
 """Key lengths are rounded up to this: matrix kernels switch with the size of the product, and a row must
@@ -56,98 +57,140 @@ class PromptPass:
         return torch.cat([*outputs, padding], dim=2)
 
 
-class Slots:
-    """Layout of one decoding step: row b appends its token to slot b and sees that slot so far."""
+class KeyValues:
+    """Keys and values of S sequences side by side, each at most C tokens long, by layer."""
 
-    def __init__(self, num_slots: int, capacity: int, device: torch.device):
-        """`capacity`: tokens per slot."""
-        self.num_slots = num_slots
-        self.capacity = -(-capacity // LENGTH_BUCKET) * LENGTH_BUCKET
+    def __init__(self, num_sequences: int, capacity: int):
+        """`capacity`: tokens of a sequence; it is rounded up."""
+        self.num_sequences = num_sequences
+        self.capacity: int = in_buckets(capacity)
         self.keys: dict[int, Float[Tensor, "S K C D"]] = {}
-        self.values: dict[int, Float[Tensor, "S K C D"]] = {}
+        self.values: dict[int, Float[Tensor, "S K C W"]] = {}
         self._stores: list[Float[Tensor, "N S K C D"]] = []
         """What `keys` and `values` are parts of: all of one shape together."""
-        self._offsets = torch.arange(self.capacity, device=device)
-        self._positions = torch.zeros(0, dtype=torch.long, device=device)
-        self._length = 0
-        self._places: dict[int, Tensor] = {}
-        self._bias: dict[tuple[int | None, int], Tensor] = {}
 
-    def fill(self, slot: int, prefill: Prefill, count: int = 1) -> None:
-        """Copy a prompt's keys and values, those of its prefix too, into so many slots from this one on."""
-        if not self._stores:
-            self._allocate(prefill)
+    def fill(self, first: int, prefill: Prefill, count: int = 1) -> None:
+        """Copy a prompt's keys and values, those of its prefix too, into so many sequences from this one on."""
+        self.make_room(prefill)
         if prefill.prefix:
-            self.fill(slot, prefill.prefix, count)
-        slots, places = slice(slot, slot + count), slice(prefill.start, prefill.length)
+            self.fill(first, prefill.prefix, count)
+        sequences, places = slice(first, first + count), slice(prefill.start, prefill.length)
         for store, source in ((self.keys, prefill.keys), (self.values, prefill.values)):
             for layer, tensor in source.items():
-                store[layer][slots, :, places] = tensor
+                store[layer][sequences, :, places] = tensor
 
-    def _allocate(self, prefill: Prefill) -> None:
-        """Room for what every layer keeps of a token, as this prompt shows it."""
+    def make_room(self, prefill: Prefill) -> None:
+        """Room for what every layer keeps of a token, as this prompt shows it; zeros, as what is not seen is
+        multiplied by 0 all the same."""
+        if self._stores:
+            return
         parts: dict[tuple[int, int], list[tuple[dict[int, Tensor], int, Tensor]]] = {}
         for store, source in ((self.keys, prefill.keys), (self.values, prefill.values)):
             for layer, tensor in source.items():
                 shape = tensor.shape[0], tensor.shape[2]
                 parts.setdefault(shape, []).append((store, layer, tensor))
         for (heads, width), places in parts.items():
-            size = len(places), self.num_slots, heads, self.capacity, width
+            size = len(places), self.num_sequences, heads, self.capacity, width
             self._stores.append(places[0][2].new_zeros(size))
             for index, (store, layer, _) in enumerate(places):
                 store[layer] = self._stores[-1][index]
 
     def move(self, source: int, target: int, length: int) -> None:
-        """Copy the first `length` tokens of one slot over another's."""
+        """Copy the first `length` tokens of one sequence over another's."""
         for store in self._stores:
             store[:, target, :, :length] = store[:, source, :, :length]
 
-    def begin_step(self, positions: Tensor, longest: int) -> None:
-        """Rows 0…B−1 are about to append at `positions`; `longest` is the largest of them."""
+    def append(
+        self,
+        layer: int,
+        key: Float[Tensor, "B K 1 D"],
+        value: Float[Tensor, "B K 1 W"],
+        places: Int[Tensor, " BK"],
+    ) -> None:
+        """One token for sequences 0…B−1, where `places_of` says."""
+        for store, new in ((self.keys[layer], key), (self.values[layer], value)):
+            store.view(-1, store.shape[-1]).index_copy_(0, places, new.flatten(0, 2))
+
+    def places_of(self, positions: Int[Tensor, " B"], num_kv_heads: int) -> Int[Tensor, " BK"]:
+        """Where in a layer's memory, taken as rows of one token and head, sequences 0…B−1 have these positions."""
+        rows = torch.arange(len(positions) * num_kv_heads, device=positions.device)
+        return rows * self.capacity + positions.repeat_interleave(num_kv_heads)
+
+    def first(
+        self, count: int, length: int, layer: int
+    ) -> tuple[Float[Tensor, "BK length D"], Float[Tensor, "BK length W"]]:
+        """Keys and values of the first tokens of the first sequences."""
+        keys, values = self.keys[layer], self.values[layer]
+        return keys[:count, :, :length].flatten(0, 1), values[:count, :, :length].flatten(0, 1)
+
+
+class Slots:
+    """Layout of one decoding step: row b appends its token to slot b and sees that slot so far, which begins
+    with a copy of its prompt."""
+
+    def __init__(self, num_slots: int, capacity: int, device: torch.device):
+        """`capacity`: tokens per slot."""
+        self.memory = KeyValues(num_slots, capacity)
+        self._offsets = torch.arange(self.memory.capacity, device=device)
+        self._positions = torch.zeros(0, dtype=torch.long, device=device)
+        self._length = 0
+        self._places: dict[int, Tensor] = {}
+        self._bias: dict[tuple[int | None, int], Tensor] = {}
+
+    def admit(self, slot: int, prefill: Prefill, count: int = 1) -> None:
+        """Completions of one prompt take so many slots from this one on, the first that is free."""
+        self.memory.fill(slot, prefill, count)
+
+    def retire(self, slot: int, last: int, position: int) -> None:
+        """The completion of `slot` has ended; that of the last taken slot, whose newest token would stand at
+        `position`, takes its place."""
+        if slot != last:
+            self.memory.move(last, slot, position)
+
+    def begin_step(self, positions: Int[Tensor, " B"], longest: int | None = None) -> None:
+        """Rows 0…B−1 are about to append at `positions`, none beyond `longest`; None: the largest of them."""
         self._positions = positions
-        self._length = -(-(longest + 1) // LENGTH_BUCKET) * LENGTH_BUCKET
+        self._length = in_buckets((int(positions.max()) if longest is None else longest) + 1)
         self._places = {}
         self._bias = {}
 
     def attend(self, kind: AttentionKind, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         num_rows, num_heads, _, width = query.shape
-        keys, values = self.keys[kind.layer], self.values[kind.layer]
-        num_kv_heads = keys.shape[1]
-        places = self._places_of(num_kv_heads)
-        for store, new in ((keys, key), (values, value)):
-            store.view(-1, store.shape[-1]).index_copy_(0, places, new.flatten(0, 2))
-        seen_keys, seen_values = (
-            store[:num_rows, :, : self._length].flatten(0, 1) for store in (keys, values)
-        )
+        num_kv_heads = key.shape[1]
+        if num_kv_heads not in self._places:
+            self._places[num_kv_heads] = self.memory.places_of(self._positions, num_kv_heads)
+        self.memory.append(kind.layer, key, value, self._places[num_kv_heads])
         output = grouped_attention(
             query.reshape(num_rows * num_kv_heads, -1, width),
-            seen_keys,
-            seen_values,
+            *self.memory.first(num_rows, self._length, kind.layer),
             self._visibility_bias(kind.sliding_window, num_kv_heads),
             kind,
         )
         return output.view(num_rows, num_heads, 1, -1)
 
-    def _places_of(self, num_kv_heads: int) -> Int[Tensor, " BK"]:
-        """Where in a layer's memory, taken as rows of one token and head, this step's tokens go."""
-        if num_kv_heads not in self._places:
-            rows = torch.arange(len(self._positions) * num_kv_heads, device=self._positions.device)
-            positions = self._positions.repeat_interleave(num_kv_heads)
-            self._places[num_kv_heads] = rows * self.capacity + positions
-        return self._places[num_kv_heads]
-
     def _visibility_bias(
         self, window: int | None, num_kv_heads: int
     ) -> Float[Tensor, "BK 1 length"]:
         if (window, num_kv_heads) not in self._bias:
-            offsets, positions = self._offsets[None, : self._length], self._positions[:, None]
-            visible = offsets <= positions
-            if window is not None:
-                visible &= offsets > positions - window
-            bias = torch.zeros(visible.shape, device=visible.device)
-            bias = bias.masked_fill(~visible, float("-inf")).repeat_interleave(num_kv_heads, dim=0)
+            visible = seen_by(self._positions, self._offsets[: self._length], window)
+            bias = as_bias(visible, torch.float32).repeat_interleave(num_kv_heads, dim=0)
             self._bias[window, num_kv_heads] = bias[:, None]
         return self._bias[window, num_kv_heads]
+
+
+def in_buckets(length: int) -> int:
+    """The smallest whole number of buckets that holds so many tokens."""
+    return -(-length // LENGTH_BUCKET) * LENGTH_BUCKET
+
+
+def seen_by(
+    positions: Int[Tensor, " B"], key_positions: Int[Tensor, " S"], window: int | None
+) -> Bool[Tensor, "B S"]:
+    """Whether a token at each of `positions` sees the keys."""
+    seen = key_positions <= positions[:, None]
+    if window is not None:
+        seen &= key_positions > positions[:, None] - window
+    return seen
 
 
 def grouped_attention(

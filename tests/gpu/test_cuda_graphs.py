@@ -40,9 +40,9 @@ def step_of(policy: Policy, num_slots: int = 16, kind: type[SlotStep] = SlotStep
         model, products = policy.merged.model, policy.merged.products
     slots = Slots(num_slots, 128, device())
     generator = torch.Generator().manual_seed(0)
-    for store in (slots.keys, slots.values):
+    for store in (slots.memory.keys, slots.memory.values):
         for layer in range(3):
-            noise = torch.randn(num_slots, 2, slots.capacity, 16, generator=generator)
+            noise = torch.randn(num_slots, 2, slots.memory.capacity, 16, generator=generator)
             store[layer] = noise.to(device(), policy.head.weight.dtype)
     return kind(model, policy.head, slots, products)
 
@@ -121,10 +121,10 @@ def test_larger_slots_take_new_graphs() -> None:
 
 def test_spare_rows_touch_nothing_but_the_start_of_free_slots() -> None:
     step = step_of(cuda_policy(torch.bfloat16))
-    before = {layer: keys.clone() for layer, keys in step.slots.keys.items()}
+    before = {layer: keys.clone() for layer, keys in step.slots.memory.keys.items()}
     graphs = DecodeGraphs(step, CudaRecorder(device()), min_rows=12)
     graphs.step([5, 6, 7], [0, 9, 40], [0.5] * 3, SAMPLING)
-    for layer, keys in step.slots.keys.items():
+    for layer, keys in step.slots.memory.keys.items():
         changed = (keys != before[layer]).any(-1).any(1).nonzero().tolist()
         assert changed == [[0, 0], [1, 9], [2, 40], *([row, 0] for row in range(3, 12))]
 

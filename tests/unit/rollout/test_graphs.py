@@ -1,8 +1,10 @@
 """Recorded decoding steps against the plain path, bit for bit, with recordings that fix what a graph fixes."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -110,6 +112,13 @@ def completions(
 
 
 def plain_sampler(policy: Policy, num_slots: int = 8) -> NativeSampler:
+    """With the layout that recordings have: a copy of the prompt in each slot."""
+    sampler = sharing_sampler(policy, num_slots)
+    sampler.invariance = replace(sampler.invariance, shares_prompts=False)
+    return sampler
+
+
+def sharing_sampler(policy: Policy, num_slots: int = 8) -> NativeSampler:
     return NativeSampler(policy, Transcriber(tiny_tokenizer(), [2]), num_slots)
 
 
@@ -150,6 +159,20 @@ def test_completions_are_those_of_the_plain_path(
     assert recorded.facts["decode"] == recorder.facts["decode"] and "decode" not in plain.facts
     # one for each bucket of key lengths, where the machine's safe number of rows leaves one bucket of rows
     assert not isinstance(recorder, FixedRecorder) or recorder.num_recorded >= 4
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2 sliding", "qwen2 sliding"])
+def test_rows_that_read_their_prompt_together_draw_the_same(family: str) -> None:
+    policy = tiny_policy(family)
+    requests = requests_for([5, 17, 28, 30, 3, 41])
+    shared, copied = sharing_sampler(policy), plain_sampler(policy)
+    assert shared.invariance.shares_prompts and shared.facts["layers"] == "lean"
+    pairs = zip(completions(shared, requests), completions(copied, requests), strict=True)
+    for one, other in pairs:
+        assert one.completion.token_ids == other.completion.token_ids
+        np.testing.assert_allclose(
+            one.completion.sampling_logprobs, other.completion.sampling_logprobs, atol=1e-4
+        )
 
 
 @pytest.mark.parametrize(
@@ -252,20 +275,20 @@ def step_of(policy: Policy, num_slots: int, capacity: int = 64) -> SlotStep:
     """Slots that hold noise where tokens are."""
     slots = Slots(num_slots, capacity, torch.device("cpu"))
     generator = torch.Generator().manual_seed(0)
-    for store in (slots.keys, slots.values):
+    for store in (slots.memory.keys, slots.memory.values):
         for layer in range(3):
-            store[layer] = torch.randn(num_slots, 2, slots.capacity, 16, generator=generator)
+            store[layer] = torch.randn(num_slots, 2, slots.memory.capacity, 16, generator=generator)
     return SlotStep(policy.merged.model, policy.head, slots, policy.merged.products)
 
 
 def test_spare_rows_touch_nothing_but_the_start_of_free_slots() -> None:
     policy = tiny_policy()
     step = step_of(policy, 16)
-    before = {layer: keys.clone() for layer, keys in step.slots.keys.items()}
+    before = {layer: keys.clone() for layer, keys in step.slots.memory.keys.items()}
     DecodeGraphs(step, EagerRecorder(), min_rows=12).step(
         [5, 6, 7], [0, 9, 40], [0.5] * 3, SAMPLING
     )
-    for layer, keys in step.slots.keys.items():
+    for layer, keys in step.slots.memory.keys.items():
         changed = (keys != before[layer]).any(-1).any(1).nonzero().tolist()
         assert changed == [[0, 0], [1, 9], [2, 40], *([row, 0] for row in range(3, 12))]
 
@@ -409,7 +432,7 @@ def test_a_step_never_asks_the_host(family: str, temperature: float) -> None:
     old, base = policy.head, policy.base.to(META, torch.bfloat16)
     use_layouts(base)
     slots = Slots(8, 64, META)
-    for store in (slots.keys, slots.values):
+    for store in (slots.memory.keys, slots.memory.values):
         store |= {n: torch.zeros(8, 2, 64, 16, device=META, dtype=torch.bfloat16) for n in range(3)}
     head = Head(base.get_output_embeddings().weight, None, old.scale, old.softcap)
     ids, uniforms = torch.zeros(4, 1, dtype=torch.long, device=META), torch.zeros(4, device=META)

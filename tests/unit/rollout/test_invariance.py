@@ -7,7 +7,7 @@ from rft.head import read_head
 from rft.linear import Product
 from rft.rollout.invariance import (
     MOST_PROMPT_ROWS,
-    PROMPT_ROW_MULTIPLE,
+    PREFILL_ROW_MULTIPLE,
     ROW_MULTIPLE,
     RowInvariance,
     row_invariance,
@@ -49,7 +49,7 @@ def test_prompts_share_a_pass_where_row_counts_do_not_matter() -> None:
     for product in products:
         rows = torch.randn(MOST_PROMPT_ROWS, product.shape[1])
         full = product(rows)
-        for count in range(PROMPT_ROW_MULTIPLE, MOST_PROMPT_ROWS, PROMPT_ROW_MULTIPLE):
+        for count in range(PREFILL_ROW_MULTIPLE, MOST_PROMPT_ROWS, PREFILL_ROW_MULTIPLE):
             assert torch.equal(product(rows[:count]), full[:count])
 
 
@@ -71,7 +71,7 @@ def test_a_matrix_whose_rows_depend_on_their_number_keeps_prompts_apart() -> Non
     policy = tiny_policy()
     products = [*policy.merged.products, Moody(torch.zeros(8, 64))]
     invariance = row_invariance(policy.merged.model, policy.head, 8, products)
-    assert invariance == RowInvariance(invariance.min_rows, True, 0)
+    assert invariance == RowInvariance(invariance.min_rows, True, 0, invariance.shares_prompts)
 
 
 def test_nothing_is_promised_for_half_precision() -> None:

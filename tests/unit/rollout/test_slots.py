@@ -1,11 +1,15 @@
 """The sampler's key-value memory against plain attention over whole sequences."""
 
+import random
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
 
 from rft.attention import AttentionKind, as_bias, causal_visibility, masked_attention
-from rft.rollout.slots import Prefill, PromptPass, Slots
+from rft.rollout.shared_slots import SharedSlots
+from rft.rollout.slots import KeyValues, Prefill, PromptPass, Slots
 
 CPU = torch.device("cpu")
 NUM_HEADS, NUM_KV_HEADS, WIDTH = 4, 2, 8
@@ -18,6 +22,21 @@ KINDS = [
 
 Sequence = tuple[Tensor, Tensor, Tensor]
 """Query, key and value of a whole sequence, (1, heads, tokens, width)."""
+
+
+Make = Callable[[int, int], Slots | SharedSlots]
+"""From a number of slots and the most tokens of prompt and completion."""
+
+
+def with_copies(num_slots: int, capacity: int) -> Slots:
+    return Slots(num_slots, capacity, CPU)
+
+
+def with_shared_prompts(num_slots: int, capacity: int) -> SharedSlots:
+    return SharedSlots(num_slots, capacity, num_slots, capacity, CPU)
+
+
+BOTH = pytest.mark.parametrize("make", [with_copies, with_shared_prompts])
 
 
 def make_sequence(num_tokens: int, seed: int) -> Sequence:
@@ -41,6 +60,16 @@ def upto(sequence: Sequence, num_tokens: int) -> Sequence:
     return query, key, value
 
 
+def after(sequence: Sequence, num_tokens: int) -> Sequence:
+    query, key, value = (tensor[:, :, num_tokens:] for tensor in sequence)
+    return query, key, value
+
+
+def joined(first: Sequence, second: Sequence) -> Sequence:
+    query, key, value = (torch.cat(pair, dim=2) for pair in zip(first, second, strict=True))
+    return query, key, value
+
+
 def prefilled(kind: AttentionKind, sequence: Sequence, length: int) -> Prefill:
     prefill = Prefill(length)
     PromptPass([prefill]).attend(kind, *upto(sequence, length))
@@ -48,10 +77,10 @@ def prefilled(kind: AttentionKind, sequence: Sequence, length: int) -> Prefill:
 
 
 def decode(
-    kind: AttentionKind, slots: Slots, sequences: list[Sequence], places: list[int]
+    kind: AttentionKind, slots: Slots | SharedSlots, sequences: list[Sequence], places: list[int]
 ) -> Tensor:
     """One step of slots 0…B−1: row b appends token `places[b]` of its sequence, (B, heads, width)."""
-    slots.begin_step(torch.tensor(places), max(places))
+    slots.begin_step(torch.tensor(places))
     query, key, value = (
         torch.cat(
             [
@@ -64,14 +93,15 @@ def decode(
     return slots.attend(kind, query, key, value)[:, :, 0]
 
 
+@BOTH
 @pytest.mark.parametrize("kind", KINDS, ids=str)
-def test_prompt_then_tokens_one_by_one(kind: AttentionKind) -> None:
+def test_prompt_then_tokens_one_by_one(kind: AttentionKind, make: Make) -> None:
     """Rows of unlike lengths cross the borders of the length buckets."""
     sequences = [make_sequence(48, seed) for seed in range(3)]
     prompt_lengths = [1, 12, 28]
-    slots = Slots(num_slots=4, capacity=48, device=CPU)
+    slots = make(4, 48)
     for slot, (sequence, length) in enumerate(zip(sequences, prompt_lengths, strict=True)):
-        slots.fill(slot, prefilled(kind, sequence, length))
+        slots.admit(slot, prefilled(kind, sequence, length))
     expected = [plain(kind, sequence) for sequence in sequences]
     for step in range(20):
         places = [length + step for length in prompt_lengths]
@@ -100,8 +130,9 @@ def test_prompts_computed_together_with_spare_rows(kind: AttentionKind) -> None:
             assert kept.untyped_storage().nbytes() == kept.numel() * kept.element_size()
 
 
+@BOTH
 @pytest.mark.parametrize("kind", KINDS, ids=str)
-def test_prompts_behind_a_shared_prefix(kind: AttentionKind) -> None:
+def test_prompts_behind_a_shared_prefix(kind: AttentionKind, make: Make) -> None:
     """In the pass that computes the prefix, in a later one, and in a slot that decoding goes on from."""
     one = make_sequence(16, 0)
     other = tuple(
@@ -118,9 +149,9 @@ def test_prompts_behind_a_shared_prefix(kind: AttentionKind) -> None:
     again = PromptPass([Prefill(9, prefix), Prefill(12, prefix)])
     beside = [torch.cat([a, b[:, :, 7:12]], dim=2) for a, b in zip(own, one, strict=True)]
     assert torch.equal(again.attend(kind, *beside)[:, :, :2], later)
-    slots = Slots(2, 16, CPU)
-    slots.fill(0, first)
-    slots.fill(1, second)
+    slots = make(2, 16)
+    slots.admit(0, first)
+    slots.admit(1, second)
     found = decode(kind, slots, [one, other], [12, 9])
     for row, (sequence, place) in enumerate(((one, 12), (other, 9))):
         torch.testing.assert_close(
@@ -128,49 +159,54 @@ def test_prompts_behind_a_shared_prefix(kind: AttentionKind) -> None:
         )
 
 
+@BOTH
 @pytest.mark.parametrize("kind", KINDS, ids=str)
-def test_what_a_slot_held_before_does_not_matter(kind: AttentionKind) -> None:
+def test_what_a_slot_held_before_does_not_matter(kind: AttentionKind, make: Make) -> None:
     old, new = make_sequence(24, 1), make_sequence(24, 2)
-    used, fresh = Slots(1, 24, CPU), Slots(1, 24, CPU)
-    used.fill(0, prefilled(kind, old, 20))
+    used, fresh = make(1, 24), make(1, 24)
+    used.admit(0, prefilled(kind, old, 20))
+    decode(kind, used, [old], [20])
+    used.retire(0, last=0, position=21)
     for slots in (used, fresh):
-        slots.fill(0, prefilled(kind, new, 3))
+        slots.admit(0, prefilled(kind, new, 3))
     for place in (3, 4, 5):
         found = decode(kind, used, [new], [place])
         assert torch.equal(found, decode(kind, fresh, [new], [place]))
 
 
+@BOTH
 @pytest.mark.parametrize("kind", KINDS, ids=str)
-def test_a_moved_row_goes_on_where_it_was(kind: AttentionKind) -> None:
+def test_a_moved_row_goes_on_where_it_was(kind: AttentionKind, make: Make) -> None:
     first, second = make_sequence(24, 1), make_sequence(24, 2)
-    slots = Slots(2, 24, CPU)
-    slots.fill(0, prefilled(kind, first, 9))
-    slots.fill(1, prefilled(kind, second, 6))
+    slots = make(2, 24)
+    slots.admit(0, prefilled(kind, first, 9))
+    slots.admit(1, prefilled(kind, second, 6))
     decode(kind, slots, [first, second], [9, 6])
-    slots.move(source=1, target=0, length=7)
+    slots.retire(0, last=1, position=7)
     found = decode(kind, slots, [second], [7])
     torch.testing.assert_close(found[0], plain(kind, second)[:, 7], rtol=1e-4, atol=1e-5)
 
 
 def test_a_move_copies_no_more_than_it_is_told() -> None:
     kind, first, second = KINDS[0], make_sequence(8, 1), make_sequence(8, 2)
-    slots = Slots(2, 8, CPU)
-    slots.fill(0, prefilled(kind, first, 8))
-    slots.fill(1, prefilled(kind, second, 8))
-    slots.move(source=1, target=0, length=3)
-    assert torch.equal(slots.keys[0][0, :, :3], second[1][0, :, :3])
-    assert torch.equal(slots.keys[0][0, :, 3:8], first[1][0, :, 3:])
-    assert torch.equal(slots.values[0][0, :, :3], second[2][0, :, :3])
+    memory = KeyValues(2, 8)
+    memory.fill(0, prefilled(kind, first, 8))
+    memory.fill(1, prefilled(kind, second, 8))
+    memory.move(source=1, target=0, length=3)
+    assert torch.equal(memory.keys[0][0, :, :3], second[1][0, :, :3])
+    assert torch.equal(memory.keys[0][0, :, 3:8], first[1][0, :, 3:])
+    assert torch.equal(memory.values[0][0, :, :3], second[2][0, :, :3])
 
 
+@BOTH
 @pytest.mark.parametrize("kind", KINDS, ids=str)
-def test_neighbours_do_not_matter(kind: AttentionKind) -> None:
+def test_neighbours_do_not_matter(kind: AttentionKind, make: Make) -> None:
     """A row alone, and beside one whose bucket of lengths is larger."""
     short, long = make_sequence(80, 1), make_sequence(80, 2)
-    alone, together = Slots(4, 80, CPU), Slots(4, 80, CPU)
+    alone, together = make(4, 80), make(4, 80)
     for slots in (alone, together):
-        slots.fill(0, prefilled(kind, short, 5))
-    together.fill(1, prefilled(kind, long, 62))
+        slots.admit(0, prefilled(kind, short, 5))
+    together.admit(1, prefilled(kind, long, 62))
     for step in range(4):
         beside = decode(kind, together, [short, long], [5 + step, 62 + step])
         torch.testing.assert_close(
@@ -180,20 +216,70 @@ def test_neighbours_do_not_matter(kind: AttentionKind) -> None:
 
 @pytest.mark.parametrize(("asked", "capacity"), [(1, 32), (32, 32), (33, 64), (64, 64)])
 def test_capacity_is_whole_buckets(asked: int, capacity: int) -> None:
-    slots = Slots(2, asked, CPU)
-    assert slots.capacity == capacity
-    slots.fill(1, prefilled(KINDS[0], make_sequence(asked, 0), asked))
-    assert slots.keys[0].shape == (2, NUM_KV_HEADS, capacity, WIDTH)
-    assert slots.keys[0][0].abs().sum() == 0
+    memory = KeyValues(2, asked)
+    assert memory.capacity == capacity
+    memory.fill(1, prefilled(KINDS[0], make_sequence(asked, 0), asked))
+    assert memory.keys[0].shape == (2, NUM_KV_HEADS, capacity, WIDTH)
+    assert memory.keys[0][0].abs().sum() == 0
 
 
-def test_layers_are_kept_apart() -> None:
-    slots, prefill = Slots(1, 8, CPU), Prefill(4)
+@BOTH
+def test_layers_are_kept_apart(make: Make) -> None:
+    slots, prefill = make(1, 8), Prefill(4)
     sequences = {layer: make_sequence(5, layer) for layer in (0, 1)}
     for layer, sequence in sequences.items():
         PromptPass([prefill]).attend(AttentionKind(layer, 0.3, None, None), *upto(sequence, 4))
-    slots.fill(0, prefill)
+    slots.admit(0, prefill)
     for layer, sequence in sequences.items():
         kind = AttentionKind(layer, 0.3, None, None)
         found = decode(kind, slots, [sequence], [4])
         torch.testing.assert_close(found[0], plain(kind, sequence)[:, 4], rtol=1e-4, atol=1e-5)
+
+
+@BOTH
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_groups_come_and_go(kind: AttentionKind, seed: int, make: Make) -> None:
+    """Completions of few prompts, some behind a prefix, are admitted and end in any order, prompts come back,
+    and spare rows stand behind the live ones: each row sees its prompt and itself, no other."""
+    chance = random.Random(seed)
+    slots, capacity = make(10, 40), 40
+    prompts = [make_sequence(chance.randint(8, 34), seed) for seed in range(5)]
+    shared = Prefill(7)
+    PromptPass([shared]).attend(kind, *upto(prompts[0], 7))
+    prefills = []
+    for index, prompt in enumerate(prompts):
+        length = prompt[0].shape[2]
+        if index < 2:  # these two begin alike
+            prompts[index] = prompt = joined(upto(prompts[0], 7), after(prompt, 7))
+            prefills.append(Prefill(length, shared))
+            PromptPass([prefills[-1]]).attend(kind, *after(prompt, 7))
+        else:
+            prefills.append(prefilled(kind, prompt, length))
+    live: list[tuple[Sequence, int]] = []
+    """What a row's tokens are in the end, and how many of them stand in its slot."""
+    for step in range(40):
+        while len(live) < 9 and chance.random() < 0.5:
+            index = chance.randrange(5)
+            count = chance.randint(1, 9 - len(live))
+            slots.admit(len(live), prefills[index], count)
+            length = prompts[index][0].shape[2]
+            for sample in range(count):
+                own = make_sequence(capacity - length, 1000 * step + sample)
+                live.append((joined(prompts[index], own), length))
+        if not live:
+            continue
+        spare = [(make_sequence(1, 0), 0)] * chance.randint(0, 1)
+        sequences, places = zip(*live, *spare, strict=True)
+        found = decode(kind, slots, list(sequences), list(places))
+        assert found.isfinite().all()
+        for row, (sequence, place) in enumerate(live):
+            expected = plain(kind, upto(sequence, place + 1))[:, -1]
+            torch.testing.assert_close(found[row], expected, rtol=1e-4, atol=1e-5)
+        live = [(sequence, place + 1) for sequence, place in live]
+        for row in reversed(range(len(live))):
+            if live[row][1] == capacity or chance.random() < 0.15:
+                last = live.pop()
+                slots.retire(row, len(live), last[1])
+                if row < len(live):
+                    live[row] = last

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 from rft.errors import MachineError
 from rft.packing import PackedBatch
 from rft.policy import BareModel, Policy, Scored
-from rft.rollout.invariance import MOST_PROMPT_ROWS, PROMPT_ROW_MULTIPLE, RowInvariance
+from rft.rollout.invariance import MOST_PROMPT_ROWS, PREFILL_ROW_MULTIPLE, RowInvariance
 from rft.rollout.native import NativeSampler
 from rft.rollout.transcribe import Transcriber
 from rft.rollout.weigh import Replies, Weigher, encode_replies
@@ -81,7 +81,7 @@ def test_questions_share_passes_and_change_no_bit_of_one_another() -> None:
     texts = ["x" * n for n in (1, 90, 17, 200, 33, 150, 64, 600, 2)]
     together = list(weigher.probabilities([question(text) for text in texts]))
     assert 1 < len(model.rows) < len(texts)
-    assert all(n % PROMPT_ROW_MULTIPLE == 0 for n in model.rows if n <= MOST_PROMPT_ROWS)
+    assert all(n % PREFILL_ROW_MULTIPLE == 0 for n in model.rows if n <= MOST_PROMPT_ROWS)
     assert sum(n > MOST_PROMPT_ROWS for n in model.rows) == 1
     assert all(n % 64 == 0 for n in model.targets)
     alone = [next(weigher.probabilities([question(text)])) for text in texts]
