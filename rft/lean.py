@@ -169,8 +169,8 @@ class Norm:
 
 
 def _inverse_rms(x: Float[Tensor, "*batch E"], epsilon: float) -> Float[Tensor, "*batch 1"]:
-    mean_square: Tensor = torch.linalg.vecdot(x, x).div_(x.shape[-1])
-    return mean_square.add_(epsilon).rsqrt_().unsqueeze(-1)
+    norm: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return norm.square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()
 
 
 def _normed(x: Tensor, inverse_rms: Tensor, weight: Tensor) -> Tensor:

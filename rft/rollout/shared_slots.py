@@ -138,6 +138,20 @@ class Meeting:
     places: Int[Tensor, " BK"]
     """The place of each; anyone's for rows without a prompt."""
 
+    def beside_prompts(
+        self, of_rows: Float[Tensor, "BK R I"], prompts: Float[Tensor, "pK P D"]
+    ) -> Float[Tensor, "pK MR I"]:
+        """What the rows of each prompt bring to it."""
+        gathered = of_rows.view(of_rows.shape[0], -1).index_select(0, self.rows)
+        return gathered.view(prompts.shape[0], -1, of_rows.shape[-1])
+
+    def back(
+        self, beside: Float[Tensor, "pK MR O"], query: Float[Tensor, "BK R D"]
+    ) -> Float[Tensor, "BK R O"]:
+        """What each row takes from there."""
+        gathered = beside.view(self.rows.shape[0], -1).index_select(0, self.places)
+        return gathered.view(query.shape[0], query.shape[1], -1)
+
     @staticmethod
     def of(prompts: list[int], num_rows: int, num_kv_heads: int, device: torch.device) -> "Meeting":
         """`prompts`: of rows 0…, which prompt each goes on from; those beyond, up to `num_rows`, from none."""
@@ -167,23 +181,17 @@ def shared_attention(
     kind: AttentionKind,
 ) -> Float[Tensor, "BK R W"]:
     """One query token per row against its prompt and its slot."""
-    num_queries = query.shape[1]
     prompt_keys, prompt_values = of_prompts
     own_keys, own_values = own
     length = prompt_keys.shape[1]
-    query = query * kind.scaling
-
-    def meet(of_rows: Tensor, matrices: Float[Tensor, "pK I O"]) -> Float[Tensor, "BK R O"]:
-        beside = of_rows.reshape(len(of_rows), -1).index_select(0, meeting.rows)
-        product = beside.view(len(matrices), -1, of_rows.shape[-1]) @ matrices
-        back = product.view(len(meeting.rows), -1).index_select(0, meeting.places)
-        return back.view(len(of_rows), num_queries, -1)
-
-    scores = torch.cat(
-        [meet(query, prompt_keys.transpose(1, 2)), query @ own_keys.transpose(1, 2)], dim=-1
-    )
-    if kind.softcap is not None:
-        scores = kind.softcap * torch.tanh(scores / kind.softcap)
-    weights = scores.float().add_(bias).softmax(-1).to(own_values.dtype)
-    seen = meet(weights[..., :length], prompt_values)
+    beside = meeting.beside_prompts(query, prompt_keys)
+    of_prompt = meeting.back(torch.bmm(beside, prompt_keys.transpose(1, 2)), query)
+    scores = torch.cat([of_prompt, torch.bmm(query, own_keys.transpose(1, 2))], dim=-1).float()
+    if kind.softcap is None:
+        scores = torch.add(bias, scores, alpha=kind.scaling)
+    else:
+        scores = bias + kind.softcap * torch.tanh(scores * (kind.scaling / kind.softcap))
+    weights = scores.softmax(-1).to(own_values.dtype)
+    beside = meeting.beside_prompts(weights, prompt_keys)[..., :length]
+    seen = meeting.back(torch.bmm(beside, prompt_values), query)
     return torch.baddbmm(seen, weights[..., length:], own_values)
