@@ -7,8 +7,8 @@ M_TRIM_THRESHOLD = -1
 M_MMAP_THRESHOLD = -3
 """Of malloc.h."""
 
-LARGEST_KEPT = 1 << 30
-"""Bytes: larger blocks still go back at once."""
+LARGEST_KEPT = (1 << 30, 1 << 25)
+"""Bytes: larger blocks still go back at once. Some versions take no more than the second."""
 
 MOST_KEPT = (1 << 31) - 1
 """Bytes of free memory at the end of the heap; the most that mallopt takes."""
@@ -26,4 +26,5 @@ def keep_freed_memory() -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False
-    return bool(mallopt(M_MMAP_THRESHOLD, LARGEST_KEPT) and mallopt(M_TRIM_THRESHOLD, MOST_KEPT))
+    mallopt(M_TRIM_THRESHOLD, MOST_KEPT)
+    return any(mallopt(M_MMAP_THRESHOLD, size) for size in LARGEST_KEPT)

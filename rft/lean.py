@@ -52,10 +52,11 @@ def use_lean_layers(model: PreTrainedModel) -> bool:
     decoder.layers = nn.ModuleList(layer for layer in lean if layer is not None)
     is_same = False
     try:
-        is_same = all(map(_is_same, decoder.layers, calls)) and bool(
+        pairs = zip(decoder.layers, calls, strict=True)  # ValueError where one is not called once
+        is_same = all(_is_same(layer, call) for layer, call in pairs) and bool(
             (_probe(model, watch) - expected).norm() <= WORST_OUTPUT_ERROR * expected.norm()
         )
-    except (AttributeError, RuntimeError, TypeError, ValueError):
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError):
         pass  # the layers do or hold what the pattern does not have
     finally:
         if not is_same:

@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 from rft.attention import AttentionKind, as_bias
 from rft.head import Head
 from rft.linear import Product
-from rft.rollout.shared_slots import PROMPT_ROW_MULTIPLE, Meeting, shared_attention
+from rft.rollout.shared_slots import Meeting, shared_attention
 from rft.rollout.slots import LENGTH_BUCKET, grouped_attention
 
 EXAMINED_BUCKETS = 32
@@ -40,8 +40,8 @@ class RowInvariance:
     """Whether rows were bitwise equal for all allowed row counts."""
     max_prompt_rows: int = 0
     """Prompts may share a pass of at most so many rows, a multiple of `PREFILL_ROW_MULTIPLE`; 0 = none."""
-    shares_prompts: bool = True
-    """Whether rows that go on from one prompt may meet its keys together."""
+    prompt_row_multiple: int = 1
+    """Rows that go on from one prompt meet its keys together, in multiples of this; 0 = each with a copy."""
 
     def padded(self, num_rows: int) -> int:
         """The smallest allowed row count that holds `num_rows`."""
@@ -69,14 +69,14 @@ def row_invariance(
     layers = list(_distinct_layers(model, products))
     decoding: list[Layer] = [*layers, (head.product, head.product.shape[1])]
     unsafe = max(_largest_unsafe_count(layer, width, counts) for layer, width in decoding)
-    shares_prompts = _shared_attention_is_invariant(model.config, counts)
-    has_invariant_attention = shares_prompts or _attention_is_invariant(model.config, counts)
+    row_multiple = _prompt_row_multiple(model.config, counts)
+    has_invariant_attention = row_multiple > 0 or _attention_is_invariant(model.config, counts)
     if unsafe == counts[-1] or not has_invariant_attention:
         return RowInvariance(ROW_MULTIPLE, False, MOST_PROMPT_ROWS)
     prompt_counts = range(PREFILL_ROW_MULTIPLE, MOST_PROMPT_ROWS + 1, PREFILL_ROW_MULTIPLE)
     together = not any(_largest_unsafe_count(*layer, prompt_counts) for layer in layers)
     most_prompt_rows = MOST_PROMPT_ROWS if together else 0
-    return RowInvariance(unsafe + ROW_MULTIPLE, True, most_prompt_rows, shares_prompts)
+    return RowInvariance(unsafe + ROW_MULTIPLE, True, most_prompt_rows, row_multiple)
 
 
 def _only_plain_matrices(model: PreTrainedModel) -> bool:
@@ -104,8 +104,7 @@ class _Heads:
         width = getattr(config, "head_dim", None) or config.hidden_size // num_heads
         return _Heads(num_kv_heads, num_heads // num_kv_heads, width)
 
-    def noise(self, num_sequences: int, *shape: int) -> Tensor:
-        generator = torch.Generator().manual_seed(num_sequences)
+    def noise(self, generator: torch.Generator, num_sequences: int, *shape: int) -> Tensor:
         return torch.randn(num_sequences * self.num_kv_heads, *shape, generator=generator)
 
     @property
@@ -123,8 +122,9 @@ NUM_SEEN = LENGTH_BUCKET // 2
 def _attention_is_invariant(config: PretrainedConfig, counts: range) -> bool:
     """Whether a decoding row's attention is the same beside fewer or shorter neighbours."""
     heads = _Heads.of(config)
-    query = heads.noise(counts[-1], heads.queries_per_key, heads.width)
-    keys, values = (heads.noise(counts[-1], CAPACITY, heads.width) for _ in range(2))
+    generator = torch.Generator().manual_seed(0)
+    query = heads.noise(generator, counts[-1], heads.queries_per_key, heads.width)
+    keys, values = (heads.noise(generator, counts[-1], CAPACITY, heads.width) for _ in range(2))
     bias = as_bias(torch.arange(CAPACITY) < NUM_SEEN, torch.float32).expand(len(query), 1, -1)
 
     def attend(num_rows: int, length: int) -> Tensor:
@@ -137,40 +137,55 @@ def _attention_is_invariant(config: PretrainedConfig, counts: range) -> bool:
     return all(torch.equal(attend(*size), full[: size[0] * heads.num_kv_heads]) for size in sizes)
 
 
+def _prompt_row_multiple(config: PretrainedConfig, counts: range) -> int:
+    """The smallest of which rows of a prompt may be in multiples; 0 where none is safe."""
+    multiples = (1, 2, ROW_MULTIPLE)
+    return next((n for n in multiples if _shared_attention_is_invariant(config, counts, n)), 0)
+
+
 @torch.inference_mode()
-def _shared_attention_is_invariant(config: PretrainedConfig, counts: range) -> bool:
-    """The same of rows that meet their prompts together: also beside more or fewer rows of the same prompt,
-    and more or fewer prompts."""
-    heads = _Heads.of(config)
-    query = heads.noise(counts[-1], heads.queries_per_key, heads.width)
-    prompts, own = (
-        tuple(heads.noise(n, CAPACITY, heads.width) for _ in range(2)) for n in (2, counts[-1])
+def _shared_attention_is_invariant(
+    config: PretrainedConfig, counts: range, row_multiple: int
+) -> bool:
+    """Whether rows that meet their prompts together are the same wherever they stand, beside more or fewer rows
+    of the same prompt, more or fewer prompts, and longer or shorter neighbours: all rows of the examination have
+    the same query, prompt and keys."""
+    heads, num_rows = _Heads.of(config), counts[-1]
+    generator = torch.Generator().manual_seed(0)
+    query = heads.noise(generator, 1, heads.queries_per_key, heads.width)
+    prompt, own = (
+        [heads.noise(generator, 1, CAPACITY, heads.width) for _ in range(2)] for _ in range(2)
     )
     seen = as_bias(torch.arange(CAPACITY) < NUM_SEEN, torch.float32)
 
-    def attend(num_rows: int, num_prompts: int, prompt_length: int, length: int) -> Tensor:
-        """Rows 0…3 go on from the first of the prompts, the others from the last."""
-        rows, places = num_rows * heads.num_kv_heads, num_prompts * heads.num_kv_heads
-        of_rows = [0 if row < PROMPT_ROW_MULTIPLE else num_prompts - 1 for row in range(num_rows)]
-        bias = torch.cat([seen[:prompt_length], seen[:length]]).expand(rows, 1, -1)
-        attended = shared_attention(
-            query[:rows],
-            (prompts[0][:places, :prompt_length], prompts[1][:places, :prompt_length]),
-            (own[0][:rows, :length], own[1][:rows, :length]),
-            Meeting.of(of_rows, num_rows, heads.num_kv_heads, query.device),
-            bias,
+    def attend(prompts: Sequence[int], prompt_length: int, length: int) -> Tensor:
+        """`prompts`: of each row, which it goes on from. Gives (rows, K R D)."""
+        rows, num_prompts = len(prompts), max(prompts) + 1
+        prompt_keys, prompt_values = (
+            t[:, :prompt_length].repeat(num_prompts, 1, 1) for t in prompt
+        )
+        own_keys, own_values = (t[:, :length].repeat(rows, 1, 1) for t in own)
+        bias = torch.cat([seen[:prompt_length], seen[:length]])
+        attended: Tensor = shared_attention(
+            query.repeat(rows, 1, 1),
+            (prompt_keys, prompt_values),
+            (own_keys, own_values),
+            Meeting.of(prompts, rows, heads.num_kv_heads, query.device, row_multiple),
+            bias.expand(rows * heads.num_kv_heads, 1, -1),
             heads.kind,
         )
-        return attended[: PROMPT_ROW_MULTIPLE * heads.num_kv_heads]
+        return attended.view(rows, -1)
 
-    short = attend(PROMPT_ROW_MULTIPLE, 1, LENGTH_BUCKET, LENGTH_BUCKET)
-    sizes = [(num_rows, 1, LENGTH_BUCKET, LENGTH_BUCKET) for num_rows in counts]
-    sizes += [(num_rows, 2, LENGTH_BUCKET, LENGTH_BUCKET) for num_rows in counts[1:]]
-    sizes += [(counts[-1], 2, length, LENGTH_BUCKET) for length in LENGTHS]
-    sizes += [(counts[-1], 2, LENGTH_BUCKET, length) for length in LENGTHS]
-    return all(
-        torch.equal(attend(*size), short) for size in [*sizes, (counts[-1], 2, *LENGTHS[-2:])]
-    )
+    alike = [[0] * n for n in sorted({*range(row_multiple, 17, row_multiple), *counts})]
+    unlike = [[row % n for row in range(num_rows)] for n in (2, 3, num_rows)]
+    one_large = [0] * num_rows + [1, 2, 2, 3, 4, 5, 6]
+    halves = unlike[0]
+    sizes = [(prompts, LENGTH_BUCKET, LENGTH_BUCKET) for prompts in (*alike, *unlike, one_large)]
+    sizes += [(halves, length, LENGTH_BUCKET) for length in LENGTHS]
+    sizes += [(halves, LENGTH_BUCKET, length) for length in LENGTHS]
+    sizes += [(prompts, CAPACITY, CAPACITY) for prompts in (halves, one_large)]
+    first = attend(*sizes[0])[0]
+    return all(bool((attend(*size) == first).all()) for size in sizes)
 
 
 Layer = tuple[Callable[[Tensor], Tensor], int]

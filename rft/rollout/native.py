@@ -212,9 +212,10 @@ class NativeSampler:
     def _slots_for(self, requests: Sequence[SampleRequest], max_tokens: int) -> AnySlots:
         num_slots, device = self.invariance.padded(self._num_slots), self._policy.device
         longest = max((len(request.prompt_ids) for request in requests), default=0)
-        if self._recorder is None and self.invariance.shares_prompts:
+        row_multiple = self.invariance.prompt_row_multiple
+        if self._recorder is None and row_multiple:
             num_prompts = min(self._num_slots, len(requests))
-            return SharedSlots(num_slots, max_tokens, num_prompts, longest, device)
+            return SharedSlots(num_slots, max_tokens, num_prompts, longest, device, row_multiple)
         capacity = longest + max_tokens
         if self._recorder is None:
             return Slots(num_slots, capacity, device)

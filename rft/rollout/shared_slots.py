@@ -8,6 +8,7 @@ B rows, p prompts, M rows of a prompt, K key-value heads, R query heads per key-
 the values, P prompt tokens, L tokens of a completion.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,8 +18,17 @@ from torch import Tensor
 from rft.attention import AttentionKind, as_bias
 from rft.rollout.slots import KeyValues, Prefill, in_buckets, seen_by
 
-PROMPT_ROW_MULTIPLE = 4
-"""Rows of a prompt are computed in multiples of this."""
+MOST_SPARE = 2
+"""Times the rows there are, up to which the rows of all prompts are computed in one product, each prompt's
+padded to the largest number."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Prompt:
+    """One that stands in memory."""
+
+    token: object
+    length: int
 
 
 class SharedSlots:
@@ -31,14 +41,17 @@ class SharedSlots:
         num_prompts: int,
         prompt_capacity: int,
         device: torch.device,
+        row_multiple: int = 1,
     ):
-        """`capacity`: tokens per slot, without the prompt; `num_prompts`: side by side, at most."""
+        """`capacity`: tokens per slot, without the prompt; `num_prompts`: side by side, at most;
+        `row_multiple`: of rows that meet a prompt, as `RowInvariance.prompt_row_multiple` says."""
         self._own = KeyValues(num_slots, capacity)
         self._prompts = KeyValues(num_prompts, prompt_capacity)
         self._device = device
-        self._held: list[Prefill] = []
+        self._row_multiple = row_multiple
+        self._held: list[_Prompt] = []
         """By place in `_prompts`."""
-        self._taken: list[Prefill] = []
+        self._taken: list[_Prompt] = []
         """By slot: the prompt of its completion."""
         self._prompt_lengths: Int[Tensor, " B"] = torch.zeros(0, dtype=torch.long, device=device)
         self._meetings: dict[int, Meeting] = {}
@@ -52,10 +65,11 @@ class SharedSlots:
         """Completions of one prompt take so many slots from this one on, the first that is free."""
         assert slot == len(self._taken)
         self._own.make_room(prefill)
-        if prefill not in self._held:
+        prompt = _Prompt(prefill.token, prefill.length)
+        if prompt not in self._held:
             self._prompts.fill(len(self._held), prefill)
-            self._held.append(prefill)
-        self._taken += [prefill] * count
+            self._held.append(prompt)
+        self._taken += [prompt] * count
         self._forget_rows()
 
     def retire(self, slot: int, last: int, position: int) -> None:
@@ -67,22 +81,22 @@ class SharedSlots:
             self._taken[slot] = moved
         if ended not in self._taken:
             place, moved = self._held.index(ended), self._held.pop()
-            if moved is not ended:
+            if moved != ended:
                 self._prompts.move(len(self._held), place, moved.length)
                 self._held[place] = moved
         self._forget_rows()
 
     def begin_step(self, positions: Int[Tensor, " B"]) -> None:
-        """Rows 0…B−1 are about to append at `positions`; those beyond the taken slots are spare, see nothing but
-        themselves, and have position 0."""
+        """Rows 0…B−1 are about to append at `positions`; those beyond the taken slots are spare and have position
+        0: what becomes of them is of no account."""
         if len(self._prompt_lengths) != len(positions):
             self._meetings = {}
             num_spare = len(positions) - len(self._taken)
-            lengths = [prefill.length for prefill in self._taken] + [0] * num_spare
+            lengths = [prompt.length for prompt in self._taken] + [0] * num_spare
             self._prompt_lengths = torch.tensor(lengths, device=self._device)
         self._positions = positions - self._prompt_lengths
         self._length = in_buckets(int(self._positions.max()) + 1)
-        self._prompt_length = in_buckets(max(prefill.length for prefill in self._held))
+        self._prompt_length = in_buckets(max(prompt.length for prompt in self._held))
         self._places = {}
         self._bias = {}
 
@@ -109,9 +123,14 @@ class SharedSlots:
 
     def _meeting(self, num_rows: int, num_kv_heads: int) -> "Meeting":
         if num_kv_heads not in self._meetings:
-            places = {prefill: place for place, prefill in enumerate(self._held)}
-            prompts = [places[prefill] for prefill in self._taken]
-            self._meetings[num_kv_heads] = Meeting.of(prompts, num_rows, num_kv_heads, self._device)
+            places = {prompt: place for place, prompt in enumerate(self._held)}
+            self._meetings[num_kv_heads] = Meeting.of(
+                [places[prompt] for prompt in self._taken],
+                num_rows,
+                num_kv_heads,
+                self._device,
+                self._row_multiple,
+            )
         return self._meetings[num_kv_heads]
 
     def _visibility_bias(self, window: int | None, num_kv_heads: int) -> Float[Tensor, "BK 1 PL"]:
@@ -133,43 +152,67 @@ class SharedSlots:
 class Meeting:
     """Which queries meet which prompts."""
 
-    rows: Int[Tensor, " pKM"]
-    """Of rows by key-value heads, the one at each place beside a prompt; anyone where there is none."""
+    num_beside: tuple[int, ...]
+    """Rows that meet each prompt, spare ones among them: M₁ … Mₚ."""
+    rows: Int[Tensor, " KM"]
+    """Of rows by key-value heads, the one at each place beside a prompt, M being all of them; anyone where there is
+    none."""
     places: Int[Tensor, " BK"]
     """The place of each; anyone's for rows without a prompt."""
 
-    def beside_prompts(
-        self, of_rows: Float[Tensor, "BK R I"], prompts: Float[Tensor, "pK P D"]
-    ) -> Float[Tensor, "pK MR I"]:
-        """What the rows of each prompt bring to it."""
-        gathered = of_rows.view(of_rows.shape[0], -1).index_select(0, self.rows)
-        return gathered.view(prompts.shape[0], -1, of_rows.shape[-1])
-
-    def back(
-        self, beside: Float[Tensor, "pK MR O"], query: Float[Tensor, "BK R D"]
-    ) -> Float[Tensor, "BK R O"]:
-        """What each row takes from there."""
-        gathered = beside.view(self.rows.shape[0], -1).index_select(0, self.places)
-        return gathered.view(query.shape[0], query.shape[1], -1)
-
     @staticmethod
-    def of(prompts: list[int], num_rows: int, num_kv_heads: int, device: torch.device) -> "Meeting":
+    def of(
+        prompts: Sequence[int],
+        num_rows: int,
+        num_kv_heads: int,
+        device: torch.device,
+        row_multiple: int,
+    ) -> "Meeting":
         """`prompts`: of rows 0…, which prompt each goes on from; those beyond, up to `num_rows`, from none."""
         beside: list[list[int]] = [[] for _ in range(max(prompts) + 1)]
         for row, prompt in enumerate(prompts):
             beside[prompt].append(row)
-        most = max(map(len, beside))
-        most = -(-most // PROMPT_ROW_MULTIPLE) * PROMPT_ROW_MULTIPLE
-        rows = torch.tensor([taken + [0] * (most - len(taken)) for taken in beside])  # (p, M)
-        place_of = [0] * num_rows
-        for prompt, taken in enumerate(beside):
-            for index, row in enumerate(taken):
-                place_of[row] = prompt * num_kv_heads * most + index
-        heads = torch.arange(num_kv_heads)
+        counts = [-(-len(taken) // row_multiple) * row_multiple for taken in beside]
+        if max(counts) * len(counts) <= MOST_SPARE * sum(counts):
+            counts = [max(counts)] * len(counts)
+        rows: list[int] = []
+        places = [0] * (num_rows * num_kv_heads)
+        for taken, count in zip(beside, counts, strict=True):
+            for head in range(num_kv_heads):
+                for index, row in enumerate(taken):
+                    places[row * num_kv_heads + head] = len(rows) + index
+                rows += [row * num_kv_heads + head for row in taken]
+                rows += [0] * (count - len(taken))
         return Meeting(
-            (rows[:, None] * num_kv_heads + heads[:, None]).flatten().to(device),
-            (torch.tensor(place_of)[:, None] + heads * most).flatten().to(device),
+            tuple(counts),
+            torch.tensor(rows, device=device),
+            torch.tensor(places, device=device),
         )
+
+    def meet(
+        self, of_rows: Float[Tensor, "BK R J"], matrices: Float[Tensor, "pK I O"]
+    ) -> Float[Tensor, "BK R O"]:
+        """What the rows bring to their prompts, the first I of it, times the matrix there."""
+        num_rows, num_queries, width = of_rows.shape
+        beside = of_rows.view(num_rows, -1).index_select(0, self.rows)  # (K M, R J)
+        products = self._products(beside.view(-1, width)[:, : matrices.shape[1]], matrices)
+        back = products.view(self.rows.shape[0], -1).index_select(0, self.places)
+        return back.view(num_rows, num_queries, -1)
+
+    def _products(
+        self, beside: Float[Tensor, "KMR I"], matrices: Float[Tensor, "pK I O"]
+    ) -> Float[Tensor, "KMR O"]:
+        width = beside.shape[1]
+        if len(set(self.num_beside)) == 1:
+            return torch.bmm(beside.view(matrices.shape[0], -1, width), matrices).flatten(0, 1)
+        num_heads = matrices.shape[0] // len(self.num_beside)
+        per_row = beside.shape[0] // sum(self.num_beside)
+        parts = torch.split(beside, [count * per_row for count in self.num_beside])
+        products = [
+            torch.bmm(part.view(num_heads, -1, width), matrix).flatten(0, 1)
+            for part, matrix in zip(parts, torch.split(matrices, num_heads), strict=True)
+        ]
+        return torch.cat(products)
 
 
 def shared_attention(
@@ -184,14 +227,11 @@ def shared_attention(
     prompt_keys, prompt_values = of_prompts
     own_keys, own_values = own
     length = prompt_keys.shape[1]
-    beside = meeting.beside_prompts(query, prompt_keys)
-    of_prompt = meeting.back(torch.bmm(beside, prompt_keys.transpose(1, 2)), query)
+    of_prompt = meeting.meet(query, prompt_keys.transpose(1, 2))
     scores = torch.cat([of_prompt, torch.bmm(query, own_keys.transpose(1, 2))], dim=-1).float()
     if kind.softcap is None:
         scores = torch.add(bias, scores, alpha=kind.scaling)
     else:
         scores = bias + kind.softcap * torch.tanh(scores * (kind.scaling / kind.softcap))
     weights = scores.softmax(-1).to(own_values.dtype)
-    beside = meeting.beside_prompts(weights, prompt_keys)[..., :length]
-    seen = meeting.back(torch.bmm(beside, prompt_values), query)
-    return torch.baddbmm(seen, weights[..., length:], own_values)
+    return torch.baddbmm(meeting.meet(weights, prompt_values), weights[..., length:], own_values)

@@ -24,6 +24,8 @@ class Prefill:
         """`length`: of the whole prompt; `prefix`: of what it goes on from."""
         self.length = length
         self.prefix = prefix
+        self.token = object()
+        """Tells it from others, also when its keys and values are gone."""
         self.keys: dict[int, Float[Tensor, "K P D"]] = {}
         self.values: dict[int, Float[Tensor, "K P D"]] = {}
 

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from torch import Tensor
 
 from rft.head import read_head
 from rft.linear import Product
+from rft.rollout import invariance, shared_slots
 from rft.rollout.invariance import (
     MOST_PROMPT_ROWS,
     PREFILL_ROW_MULTIPLE,
@@ -12,6 +14,7 @@ from rft.rollout.invariance import (
     RowInvariance,
     row_invariance,
 )
+from rft.rollout.shared_slots import Meeting
 from tests.tiny import tiny_model, tiny_policy
 
 
@@ -71,10 +74,36 @@ def test_a_matrix_whose_rows_depend_on_their_number_keeps_prompts_apart() -> Non
     policy = tiny_policy()
     products = [*policy.merged.products, Moody(torch.zeros(8, 64))]
     invariance = row_invariance(policy.merged.model, policy.head, 8, products)
-    assert invariance == RowInvariance(invariance.min_rows, True, 0, invariance.shares_prompts)
+    assert invariance == RowInvariance(invariance.min_rows, True, 0, invariance.prompt_row_multiple)
 
 
 def test_nothing_is_promised_for_half_precision() -> None:
     model = tiny_model().to(torch.bfloat16)
     invariance = row_invariance(model, read_head(model), 8)
     assert invariance == RowInvariance(ROW_MULTIPLE, False, MOST_PROMPT_ROWS)
+
+
+def test_the_smallest_safe_number_of_rows_beside_a_prompt_is_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where the last digits of a row depend on where it stands among those of its prompt."""
+    policy = tiny_policy()
+    products = policy.merged.products
+    alone = row_invariance(policy.merged.model, policy.head, 16, products).prompt_row_multiple
+    attend, spoilt = shared_slots.shared_attention, 0
+
+    def moody(query: Tensor, of_prompts: object, own: object, meeting: Meeting, *others: object):  # type: ignore[no-untyped-def]
+        """A tail kernel takes the last rows of a number that is not whole."""
+        output = attend(query, of_prompts, own, meeting, *others)
+        if any(count % spoilt for count in meeting.num_beside):
+            output[-1] *= 1 + 1e-6
+        return output
+
+    monkeypatch.setattr(invariance, "shared_attention", moody)
+    found = []
+    for multiple in (1, 2, 4, 8):
+        spoilt = multiple
+        found.append(row_invariance(policy.merged.model, policy.head, 16, products))
+    multiples = [one.prompt_row_multiple for one in found]
+    assert multiples == [alone, max(alone, 2), 4, 0] or alone == 0
+    assert all(one.is_bitwise for one in found)
