@@ -75,6 +75,19 @@ def is_worth_sharing(prefix: int, length: int) -> bool:
     return (length - prefix) * length <= MOST_PAIRS
 
 
+def num_packed_tokens(groups: Sequence[TokenGroup], *, are_apart: bool = False) -> int:
+    """Of the row that `pack` makes, without spare ones."""
+    shared = _shared_length(groups, are_apart)
+    return shared + sum(group.num_input_tokens - shared for group in groups)
+
+
+def _shared_length(groups: Sequence[TokenGroup], are_apart: bool) -> int:
+    """Tokens that all prompts begin with and that are computed once for them."""
+    prompts = [group.prompt_ids for group in groups]
+    shared = 0 if are_apart else prefix_length(prompts)
+    return shared if all(is_worth_sharing(shared, len(ids)) for ids in prompts) else 0
+
+
 def pack(
     groups: Sequence[TokenGroup],
     device: torch.device,
@@ -88,10 +101,7 @@ def pack(
     `num_rows`: how long a row is made for so many tokens, at least; `are_apart`: nothing is shared and no two
     groups attend together, so that no group's arithmetic depends on which others there are.
     """
-    prompts = [group.prompt_ids for group in groups]
-    shared = 0 if are_apart else prefix_length(prompts)
-    if not all(is_worth_sharing(shared, len(ids)) for ids in prompts):
-        shared = 0
+    shared = _shared_length(groups, are_apart)
     input_ids: list[int] = [*groups[0].prompt_ids[:shared]]
     position_ids: list[int] = [*range(shared)]
     target_ids: list[int] = []

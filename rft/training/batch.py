@@ -3,6 +3,7 @@
 B completions of a micro-batch, T tokens of its longest one.
 """
 
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -11,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rft.packing import PackedBatch, TokenGroup, pack
+from rft.packing import PackedBatch, TokenGroup, num_packed_tokens, pack
 from rft.training.loss import UpdateCounts
 from rft.types import Group, Rollout
 
@@ -62,11 +63,6 @@ class Batch:
     advantages: Float[Tensor, " B"]
     sampling_logprobs: Float[Tensor, "B T"]
 
-    @property
-    def num_input_tokens(self) -> int:
-        """As the token budget counts them: each group's prompt in full."""
-        return sum(group.num_input_tokens for group in self.groups)
-
 
 def training_groups(
     groups: Sequence[Group],
@@ -110,25 +106,33 @@ def micro_batches(
     num_rows: Callable[[int], int] = int,
     are_apart: bool = False,
 ) -> list[Batch]:
-    """Groups, in order, together while their packed input stays within the budget; the rest as in `pack`.
+    """Groups, in order, in as few micro-batches as hold their packed input within the budget, of about the same
+    size; the rest as in `pack`.
 
     They come from `cut_to_budget`: only a single completion exceeds the budget, alone in its micro-batch.
     """
-    batches: list[list[TrainingGroup]] = []
-    used = 0
-    for group in groups:
-        cost = group.num_input_tokens
-        if not batches or used + cost > token_budget:
-            batches.append([])
-            used = 0
-        batches[-1].append(group)
-        used += cost
+    tokens = [group.tokens for group in groups]
+
+    def stops(budget: int) -> list[int]:
+        """Where micro-batches of so many tokens end."""
+        first, found = 0, []
+        for index in range(1, len(tokens)):
+            if num_packed_tokens(tokens[first : index + 1], are_apart=are_apart) > budget:
+                found.append(index)
+                first = index
+        return [*found, len(tokens)]
+
+    if not groups:
+        return []
+    most = len(stops(token_budget))
+    least = bisect_left(range(token_budget), True, key=lambda budget: len(stops(budget)) <= most)
+    bounds = pairwise([0, *stops(least)])
     return [
         _batch(
-            members,
-            pack([g.tokens for g in members], device, num_rows=num_rows, are_apart=are_apart),
+            groups[first:stop],
+            pack(tokens[first:stop], device, num_rows=num_rows, are_apart=are_apart),
         )
-        for members in batches
+        for first, stop in bounds
     ]
 
 

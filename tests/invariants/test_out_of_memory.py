@@ -35,9 +35,7 @@ def run_short_of_memory(monkeypatch: pytest.MonkeyPatch, limit: int) -> list[int
     def short(policy: Policy, batch: PackedBatch, temperature: float) -> Scored:
         scored = score(policy, batch, temperature)
         if torch.is_grad_enabled():
-            # as the budget counts: each prompt in full
-            shared = batch.layout.prefix_length * (len(batch.layout.spans) - 1)
-            sizes.append(batch.num_tokens + shared)
+            sizes.append(batch.num_tokens)
             if sizes[-1] > limit:
                 torch.empty(10**17, dtype=torch.uint8)
         return scored

@@ -1,9 +1,12 @@
 """What counts in an update, and how groups become micro-batches."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from made import make_completion, make_group, make_prompt, make_training_group
 
+from rft.packing import SHORTEST_PREFIX
 from rft.training.batch import (
     anchors_of,
     cut_to_budget,
@@ -130,6 +133,40 @@ def test_a_completion_over_the_budget_starts_its_own_batch_and_fills_it() -> Non
     large = make_training_group([make_completion(tuple(range(20)))], (1.0,), ordinal=1)
     batches = micro_batches([small, large, small], 4, CPU)
     assert [[group.ordinal for group in batch.groups] for batch in batches] == [[0], [1], [0]]
+
+
+def test_micro_batches_are_as_few_as_can_be_and_about_the_same_size() -> None:
+    """2 + n tokens each: the first three fill the budget, which would leave the last alone."""
+    groups = [
+        make_training_group([make_completion(tuple(range(3)))], (1.0,), ordinal=index)
+        for index in range(4)
+    ]
+    cost = groups[0].num_input_tokens
+    for budget, sizes in (
+        (3 * cost, [2, 2]),
+        (4 * cost, [4]),
+        (2 * cost - 1, [1] * 4),
+        (1, [1] * 4),
+    ):
+        batches = micro_batches(groups, budget, CPU)
+        assert [len(batch.groups) for batch in batches] == sizes
+        assert [group.ordinal for batch in batches for group in batch.groups] == [0, 1, 2, 3]
+
+
+def test_what_prompts_share_counts_once_in_the_budget() -> None:
+    prefix = tuple(range(100, 100 + SHORTEST_PREFIX))
+    groups = [
+        replace(
+            make_training_group([make_completion((1, 2))], (1.0,), ordinal=index),
+            prompt_ids=(*prefix, index),
+        )
+        for index in range(3)
+    ]
+    packed = SHORTEST_PREFIX + 3 * 2
+    (batch,) = micro_batches(groups, packed, CPU)
+    assert batch.packed.num_tokens == packed
+    assert len(micro_batches(groups, packed - 1, CPU)) == 2
+    assert len(micro_batches(groups, packed, CPU, are_apart=True)) == 3
 
 
 def test_no_groups_give_no_batches() -> None:
