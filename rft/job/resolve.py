@@ -14,7 +14,7 @@ from rft.job.resolved import ResolvedJob
 Number = TypeVar("Number", int, float)
 
 GIB = 2**30
-CPU_ACTIVATION_MEMORY = 3 * GIB // 4
+CPU_ACTIVATION_MEMORY = GIB
 CPU_SATURATION = 1024
 """Rows beyond which a CPU's matrix kernels gain nothing; they are near their best from 256 on."""
 ROLLOUTS_PER_PROMPT = 8
