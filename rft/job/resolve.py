@@ -162,17 +162,25 @@ def _slots(num_rollouts: int, max_completion_tokens: int, facts: JobFacts) -> in
 
 def _token_budget(facts: JobFacts) -> int:
     """Packed tokens of a micro-batch: as many as the memory set aside for activations holds, at least 256,
-    and on a CPU no more than keep its matrix kernels busy."""
+    and on a CPU no more than keep its matrix kernels busy; but twice the longest prompt where that is known to fit,
+    as a group that is cut has its prompt computed again for each part."""
     memory = CPU_ACTIVATION_MEMORY if facts.device == "cpu" else 8 * GIB
-    budget = max(256, memory // max(1, facts.activation_bytes_per_token))
-    return min(budget, CPU_SATURATION) if facts.device == "cpu" else budget
+    bytes_per_token = max(1, facts.activation_bytes_per_token)
+    budget = max(256, memory // bytes_per_token)
+    if facts.device == "cpu":
+        budget = min(budget, CPU_SATURATION)
+    return max(budget, min(2 * facts.longest_prompt, _most_activations(facts) // bytes_per_token))
 
 
 def _needs_checkpointing(row_tokens: int, facts: JobFacts) -> bool:
     """Whether the longest prompt with the longest completion, the least that a micro-batch can be cut to,
     leaves more for its backward pass than memory can be expected to hold."""
-    memory = 6 * GIB if facts.device == "cpu" else 24 * GIB
-    return row_tokens * facts.activation_bytes_per_token > memory
+    return row_tokens * facts.activation_bytes_per_token > _most_activations(facts)
+
+
+def _most_activations(facts: JobFacts) -> int:
+    """Bytes that memory can be expected to hold of a pass, on a machine that runs such a model at all."""
+    return 6 * GIB if facts.device == "cpu" else 24 * GIB
 
 
 def _concurrency(job: Job, facts: JobFacts) -> int:

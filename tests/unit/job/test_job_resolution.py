@@ -135,6 +135,17 @@ def test_slots_are_capped_by_the_device(device: str, slots: int) -> None:
 
 
 @pytest.mark.parametrize(
+    ("longest_prompt", "token_budget"),
+    [(300, 751), (500, 1000), (1000, 2000), (4000, 4510)],  # 6 GiB // 1 428 480 at most
+)
+def test_a_token_budget_has_room_behind_the_longest_prompt(
+    longest_prompt: int, token_budget: int
+) -> None:
+    job = resolve(longest_prompt=longest_prompt, activation_bytes_per_token=1_428_480)
+    assert job.engine.training.token_budget == token_budget
+
+
+@pytest.mark.parametrize(
     ("device", "activation_bytes", "token_budget"),
     [
         ("cpu", 1_428_480, 751),  # 1 GiB of it; the 135M model
@@ -146,7 +157,7 @@ def test_slots_are_capped_by_the_device(device: str, slots: int) -> None:
         ("cuda", GIB, 256),
     ],
 )
-def test_token_budget(device: str, activation_bytes: int, token_budget: int) -> None:
+def test_token_budget_by_memory(device: str, activation_bytes: int, token_budget: int) -> None:
     job = resolve(device=device, activation_bytes_per_token=activation_bytes)
     assert job.engine.training.token_budget == token_budget
 
