@@ -75,10 +75,13 @@ def is_worth_sharing(prefix: int, length: int) -> bool:
     return (length - prefix) * length <= MOST_PAIRS
 
 
-def num_packed_tokens(groups: Sequence[TokenGroup], *, are_apart: bool = False) -> int:
-    """Of the row that `pack` makes, without spare ones."""
+def num_budget_tokens(groups: Sequence[TokenGroup], *, are_apart: bool = False) -> int:
+    """Tokens of the row that `pack` makes, as a budget of memory counts them: half of what the prompts share for
+    each prompt but the first. It is computed once, but each completion keeps a copy of its keys and values, which
+    for a group of sixteen are half of what a token keeps."""
     shared = _shared_length(groups, are_apart)
-    return shared + sum(group.num_input_tokens - shared for group in groups)
+    spared = (len(groups) - 1) * (shared // 2)
+    return sum(group.num_input_tokens for group in groups) - spared
 
 
 def _shared_length(groups: Sequence[TokenGroup], are_apart: bool) -> int:

@@ -162,14 +162,16 @@ def _slots(num_rollouts: int, max_completion_tokens: int, facts: JobFacts) -> in
 
 def _token_budget(facts: JobFacts) -> int:
     """Packed tokens of a micro-batch: as many as the memory set aside for activations holds, at least 256,
-    and on a CPU no more than keep its matrix kernels busy; but twice the longest prompt where that is known to fit,
-    as a group that is cut has its prompt computed again for each part."""
+    and on a CPU no more than keep its matrix kernels busy; but twice the longest prompt within half of what
+    memory can be expected to hold, as a group that is cut has its prompt computed again for each part."""
     memory = CPU_ACTIVATION_MEMORY if facts.device == "cpu" else 8 * GIB
     bytes_per_token = max(1, facts.activation_bytes_per_token)
     budget = max(256, memory // bytes_per_token)
     if facts.device == "cpu":
         budget = min(budget, CPU_SATURATION)
-    return max(budget, min(2 * facts.longest_prompt, _most_activations(facts) // bytes_per_token))
+    return max(
+        budget, min(2 * facts.longest_prompt, _most_activations(facts) // 2 // bytes_per_token)
+    )
 
 
 def _needs_checkpointing(row_tokens: int, facts: JobFacts) -> bool:

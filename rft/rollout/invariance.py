@@ -176,12 +176,14 @@ def _shared_attention_is_invariant(
         )
         return attended.view(rows, -1)
 
-    alike = [[0] * n for n in sorted({*range(row_multiple, 17, row_multiple), *counts})]
+    alike = [[0] * n for n in range(row_multiple, num_rows + 1, row_multiple)]
     unlike = [[row % n for row in range(num_rows)] for n in (2, 3, num_rows)]
     one_large = [0] * num_rows + [1, 2, 2, 3, 4, 5, 6]
     halves = unlike[0]
     sizes = [(prompts, LENGTH_BUCKET, LENGTH_BUCKET) for prompts in (*alike, *unlike, one_large)]
     sizes += [(halves, length, LENGTH_BUCKET) for length in LENGTHS]
+    sizes += [(one_large, length, LENGTH_BUCKET) for length in LENGTHS]
+    sizes += [(unlike[-1], length, LENGTH_BUCKET) for length in LENGTHS if length <= CAPACITY // 4]
     sizes += [(halves, LENGTH_BUCKET, length) for length in LENGTHS]
     sizes += [(prompts, CAPACITY, CAPACITY) for prompts in (halves, one_large)]
     first = attend(*sizes[0])[0]

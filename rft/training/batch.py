@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rft.packing import PackedBatch, TokenGroup, num_packed_tokens, pack
+from rft.packing import PackedBatch, TokenGroup, num_budget_tokens, pack
 from rft.training.loss import UpdateCounts
 from rft.types import Group, Rollout
 
@@ -58,6 +58,7 @@ class TrainingGroup:
 class Batch:
     """One micro-batch: groups, or parts of large ones, packed."""
 
+    num_budget_tokens: int
     groups: tuple[TrainingGroup, ...]
     packed: PackedBatch
     advantages: Float[Tensor, " B"]
@@ -106,8 +107,8 @@ def micro_batches(
     num_rows: Callable[[int], int] = int,
     are_apart: bool = False,
 ) -> list[Batch]:
-    """Groups, in order, in as few micro-batches as hold their packed input within the budget, of about the same
-    size; the rest as in `pack`.
+    """Groups, in order, in as few micro-batches as hold their packed input within the budget, as
+    `num_budget_tokens` counts it, of about the same size; the rest as in `pack`.
 
     They come from `cut_to_budget`: only a single completion exceeds the budget, alone in its micro-batch.
     """
@@ -117,7 +118,7 @@ def micro_batches(
         """Where micro-batches of so many tokens end."""
         first, found = 0, []
         for index in range(1, len(tokens)):
-            if num_packed_tokens(tokens[first : index + 1], are_apart=are_apart) > budget:
+            if num_budget_tokens(tokens[first : index + 1], are_apart=are_apart) > budget:
                 found.append(index)
                 first = index
         return [*found, len(tokens)]
@@ -129,6 +130,7 @@ def micro_batches(
     bounds = pairwise([0, *stops(least)])
     return [
         _batch(
+            num_budget_tokens(tokens[first:stop], are_apart=are_apart),
             groups[first:stop],
             pack(tokens[first:stop], device, num_rows=num_rows, are_apart=are_apart),
         )
@@ -167,11 +169,12 @@ def _parts(group: TrainingGroup, token_budget: int) -> list[TrainingGroup]:
     return [group.part(begin, end) for begin, end in pairwise([*bounds, len(group.rollouts)])]
 
 
-def _batch(groups: Sequence[TrainingGroup], packed: PackedBatch) -> Batch:
+def _batch(num_tokens: int, groups: Sequence[TrainingGroup], packed: PackedBatch) -> Batch:
     device = packed.input_ids.device
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     advantages = [value for group in groups for value in group.advantages]
     return Batch(
+        num_budget_tokens=num_tokens,
         groups=tuple(groups),
         packed=packed,
         advantages=torch.tensor(advantages, device=device, dtype=torch.float32),

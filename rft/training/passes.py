@@ -35,7 +35,7 @@ class Attempt(Generic[T]):
 
     outcome: Outcome
     largest: int
-    """Packed tokens of the largest micro-batch."""
+    """Tokens of the largest micro-batch, as the budget counts them."""
     results: Sequence[T]
 
 
@@ -104,7 +104,7 @@ class Passes:
         try:
             with during():
                 batches = self.micro_batches(groups)
-                largest = max((batch.packed.num_tokens for batch in batches), default=0)
+                largest = max((batch.num_budget_tokens for batch in batches), default=0)
                 num_spare = num_spare_passes(self._policy, self._ranks, len(batches))
                 for index, batch in enumerate(batches):
                     num_completions = len(batch.advantages)

@@ -35,7 +35,9 @@ def run_short_of_memory(monkeypatch: pytest.MonkeyPatch, limit: int) -> list[int
     def short(policy: Policy, batch: PackedBatch, temperature: float) -> Scored:
         scored = score(policy, batch, temperature)
         if torch.is_grad_enabled():
-            sizes.append(batch.num_tokens)
+            # as the budget counts: half of what prompts share for each but the first
+            prefix, num_groups = batch.layout.prefix_length, len(batch.layout.spans)
+            sizes.append(batch.num_tokens + (num_groups - 1) * (prefix - prefix // 2))
             if sizes[-1] > limit:
                 torch.empty(10**17, dtype=torch.uint8)
         return scored

@@ -136,7 +136,7 @@ def test_slots_are_capped_by_the_device(device: str, slots: int) -> None:
 
 @pytest.mark.parametrize(
     ("longest_prompt", "token_budget"),
-    [(300, 751), (500, 1000), (1000, 2000), (4000, 4510)],  # 6 GiB // 1 428 480 at most
+    [(300, 751), (500, 1000), (1000, 2000), (4000, 2255)],  # 3 GiB // 1 428 480 at most
 )
 def test_a_token_budget_has_room_behind_the_longest_prompt(
     longest_prompt: int, token_budget: int

@@ -153,7 +153,7 @@ def test_micro_batches_are_as_few_as_can_be_and_about_the_same_size() -> None:
         assert [group.ordinal for batch in batches for group in batch.groups] == [0, 1, 2, 3]
 
 
-def test_what_prompts_share_counts_once_in_the_budget() -> None:
+def test_what_prompts_share_counts_half_for_each_but_the_first() -> None:
     prefix = tuple(range(100, 100 + SHORTEST_PREFIX))
     groups = [
         replace(
@@ -162,11 +162,13 @@ def test_what_prompts_share_counts_once_in_the_budget() -> None:
         )
         for index in range(3)
     ]
-    packed = SHORTEST_PREFIX + 3 * 2
-    (batch,) = micro_batches(groups, packed, CPU)
-    assert batch.packed.num_tokens == packed
-    assert len(micro_batches(groups, packed - 1, CPU)) == 2
-    assert len(micro_batches(groups, packed, CPU, are_apart=True)) == 3
+    cost = SHORTEST_PREFIX + 2 * (SHORTEST_PREFIX - SHORTEST_PREFIX // 2) + 3 * 2
+    (batch,) = micro_batches(groups, cost, CPU)
+    assert batch.packed.num_tokens == SHORTEST_PREFIX + 3 * 2
+    assert batch.num_budget_tokens == cost
+    assert len(micro_batches(groups, cost - 1, CPU)) == 2
+    assert len(micro_batches(groups, cost, CPU, are_apart=True)) == 2
+    assert len(micro_batches(groups, 2 * (SHORTEST_PREFIX + 2) - 1, CPU, are_apart=True)) == 3
 
 
 def test_no_groups_give_no_batches() -> None:
