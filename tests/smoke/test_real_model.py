@@ -80,7 +80,7 @@ def test_completions_do_not_depend_on_slots_order_or_neighbours(real: Real) -> N
 def test_sampler_and_trainer_agree_on_thousands_of_tokens(real: Real) -> None:
     """In micro-batches of four groups, which share a prefix and attend together, as a job's do."""
     policy, ends = real.policy, real.transcriber.end_token_ids
-    found = list(real.sampler(32).sample(real.requests, SamplingSettings(0.8, 1.0, 48)))
+    found = list(real.sampler(32).sample(real.requests, SamplingSettings(0.8, 1.0, 56)))
     sampled = [
         [one.completion for one in found if one.request == index]
         for index in range(len(real.requests))
