@@ -40,7 +40,7 @@ class RowInvariance:
     """Whether rows were bitwise equal for all allowed row counts."""
     max_prompt_rows: int = 0
     """Prompts may share a pass of at most so many rows, a multiple of `PREFILL_ROW_MULTIPLE`; 0 = none."""
-    prompt_row_multiple: int = 1
+    prompt_row_multiple: int = ROW_MULTIPLE
     """Rows that go on from one prompt meet its keys together, in multiples of this; 0 = each with a copy."""
 
     def padded(self, num_rows: int) -> int:
@@ -69,7 +69,9 @@ def row_invariance(
     layers = list(_distinct_layers(model, products))
     decoding: list[Layer] = [*layers, (head.product, head.product.shape[1])]
     unsafe = max(_largest_unsafe_count(layer, width, counts) for layer, width in decoding)
-    row_multiple = _prompt_row_multiple(model.config, counts)
+    # fewer rows go through other kernels, that of a single row above all
+    is_safe = _shared_attention_is_invariant(model.config, counts, ROW_MULTIPLE)
+    row_multiple = ROW_MULTIPLE if is_safe else 0
     has_invariant_attention = row_multiple > 0 or _attention_is_invariant(model.config, counts)
     if unsafe == counts[-1] or not has_invariant_attention:
         return RowInvariance(ROW_MULTIPLE, False, MOST_PROMPT_ROWS)
@@ -135,12 +137,6 @@ def _attention_is_invariant(config: PretrainedConfig, counts: range) -> bool:
     full = attend(counts[-1], CAPACITY)
     sizes = [(num_rows, length) for num_rows in (counts[0], counts[-1]) for length in LENGTHS]
     return all(torch.equal(attend(*size), full[: size[0] * heads.num_kv_heads]) for size in sizes)
-
-
-def _prompt_row_multiple(config: PretrainedConfig, counts: range) -> int:
-    """The smallest of which rows of a prompt may be in multiples; 0 where none is safe."""
-    multiples = (1, 2, ROW_MULTIPLE)
-    return next((n for n in multiples if _shared_attention_is_invariant(config, counts, n)), 0)
 
 
 @torch.inference_mode()

@@ -182,8 +182,12 @@ def test_memory_of_this_machine() -> None:
     held, peak, there = (
         measure(CPU) for measure in (held_memory_bytes, peak_memory_bytes, available_memory_bytes)
     )
-    assert 50_000_000 < held <= peak + 2**20 < there  # the kernel counts pages of many threads in lots
-    block = torch.ones(300_000_000)  # larger than what may be kept of freed memory for the next block
+    assert (
+        50_000_000 < held <= peak + 2**20 < there
+    )  # the kernel counts pages of many threads in lots
+    block = torch.ones(
+        300_000_000
+    )  # larger than what may be kept of freed memory for the next block
     assert held_memory_bytes(CPU) - held > 1_000_000_000
     assert peak_memory_bytes(CPU) >= held_memory_bytes(CPU) - 2**20
     del block
