@@ -41,7 +41,7 @@ class SharedSlots:
         num_prompts: int,
         prompt_capacity: int,
         device: torch.device,
-        row_multiple: int = 1,
+        row_multiple: int,
     ):
         """`capacity`: tokens per slot, without the prompt; `num_prompts`: side by side, at most;
         `row_multiple`: of rows that meet a prompt, as `RowInvariance.prompt_row_multiple` says."""
@@ -58,7 +58,6 @@ class SharedSlots:
         self._positions = self._prompt_lengths
         self._length = 0
         self._prompt_length = 0
-        self._places: dict[int, Tensor] = {}
         self._bias: dict[tuple[int | None, int], Tensor] = {}
 
     def admit(self, slot: int, prefill: Prefill, count: int = 1) -> None:
@@ -97,15 +96,13 @@ class SharedSlots:
         self._positions = positions - self._prompt_lengths
         self._length = in_buckets(int(self._positions.max()) + 1)
         self._prompt_length = in_buckets(max(prompt.length for prompt in self._held))
-        self._places = {}
+        self._own.begin_step(self._positions)
         self._bias = {}
 
     def attend(self, kind: AttentionKind, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         num_rows, num_heads, _, width = query.shape
         num_kv_heads = key.shape[1]
-        if num_kv_heads not in self._places:
-            self._places[num_kv_heads] = self._own.places_of(self._positions, num_kv_heads)
-        self._own.append(kind.layer, key, value, self._places[num_kv_heads])
+        self._own.append(kind.layer, key, value)
         output = shared_attention(
             query.reshape(num_rows * num_kv_heads, -1, width),
             self._prompts.first(len(self._held), self._prompt_length, kind.layer),

@@ -70,6 +70,8 @@ class KeyValues:
         self.values: dict[int, Float[Tensor, "S K C W"]] = {}
         self._stores: list[Float[Tensor, "N S K C D"]] = []
         """What `keys` and `values` are parts of: all of one shape together."""
+        self._positions = torch.zeros(0, dtype=torch.long)
+        self._places: dict[int, Tensor] = {}
 
     def fill(self, first: int, prefill: Prefill, count: int = 1) -> None:
         """Copy a prompt's keys and values, those of its prefix too, into so many sequences from this one on."""
@@ -102,21 +104,26 @@ class KeyValues:
         for store in self._stores:
             store[:, target, :, :length] = store[:, source, :, :length]
 
+    def begin_step(self, positions: Int[Tensor, " B"]) -> None:
+        """Each layer is about to append a token to sequences 0…B−1 at `positions`."""
+        self._positions = positions
+        self._places = {}
+
     def append(
-        self,
-        layer: int,
-        key: Float[Tensor, "B K 1 D"],
-        value: Float[Tensor, "B K 1 W"],
-        places: Int[Tensor, " BK"],
+        self, layer: int, key: Float[Tensor, "B K 1 D"], value: Float[Tensor, "B K 1 W"]
     ) -> None:
-        """One token for sequences 0…B−1, where `places_of` says."""
+        """This step's token of sequences 0…B−1."""
+        places = self._places_of(key.shape[1])
         for store, new in ((self.keys[layer], key), (self.values[layer], value)):
             store.view(-1, store.shape[-1]).index_copy_(0, places, new.flatten(0, 2))
 
-    def places_of(self, positions: Int[Tensor, " B"], num_kv_heads: int) -> Int[Tensor, " BK"]:
-        """Where in a layer's memory, taken as rows of one token and head, sequences 0…B−1 have these positions."""
-        rows = torch.arange(len(positions) * num_kv_heads, device=positions.device)
-        return rows * self.capacity + positions.repeat_interleave(num_kv_heads)
+    def _places_of(self, num_kv_heads: int) -> Int[Tensor, " BK"]:
+        """Where in a layer's memory, taken as rows of one token and head, this step's tokens go."""
+        if num_kv_heads not in self._places:
+            rows = torch.arange(len(self._positions) * num_kv_heads, device=self._positions.device)
+            positions = self._positions.repeat_interleave(num_kv_heads)
+            self._places[num_kv_heads] = rows * self.capacity + positions
+        return self._places[num_kv_heads]
 
     def first(
         self, count: int, length: int, layer: int
@@ -136,7 +143,6 @@ class Slots:
         self._offsets = torch.arange(self.memory.capacity, device=device)
         self._positions = torch.zeros(0, dtype=torch.long, device=device)
         self._length = 0
-        self._places: dict[int, Tensor] = {}
         self._bias: dict[tuple[int | None, int], Tensor] = {}
 
     def admit(self, slot: int, prefill: Prefill, count: int = 1) -> None:
@@ -153,15 +159,13 @@ class Slots:
         """Rows 0…B−1 are about to append at `positions`, none beyond `longest`; None: the largest of them."""
         self._positions = positions
         self._length = in_buckets((int(positions.max()) if longest is None else longest) + 1)
-        self._places = {}
+        self.memory.begin_step(positions)
         self._bias = {}
 
     def attend(self, kind: AttentionKind, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         num_rows, num_heads, _, width = query.shape
         num_kv_heads = key.shape[1]
-        if num_kv_heads not in self._places:
-            self._places[num_kv_heads] = self.memory.places_of(self._positions, num_kv_heads)
-        self.memory.append(kind.layer, key, value, self._places[num_kv_heads])
+        self.memory.append(kind.layer, key, value)
         output = grouped_attention(
             query.reshape(num_rows * num_kv_heads, -1, width),
             *self.memory.first(num_rows, self._length, kind.layer),

@@ -59,6 +59,7 @@ class Batch:
     """One micro-batch: groups, or parts of large ones, packed."""
 
     num_budget_tokens: int
+    """Its size, as the token budget counts it."""
     groups: tuple[TrainingGroup, ...]
     packed: PackedBatch
     advantages: Float[Tensor, " B"]

@@ -33,7 +33,7 @@ def with_copies(num_slots: int, capacity: int) -> Slots:
 
 
 def with_shared_prompts(num_slots: int, capacity: int) -> SharedSlots:
-    return SharedSlots(num_slots, capacity, num_slots, capacity, CPU)
+    return SharedSlots(num_slots, capacity, num_slots, capacity, CPU, row_multiple=1)
 
 
 def with_shared_prompts_of_whole_rows(num_slots: int, capacity: int) -> SharedSlots:
