@@ -1,30 +1,82 @@
-"""How this process's memory is handed back to the system: as late as possible."""
+"""How a process that computes on the CPU gets its memory: in large pages, kept until it ends.
+
+By default each large tensor is a mapping of its own: the system gives its pages back when the tensor goes, and
+those of the next one are new, to be zeroed at their first touch; and as each page has 4 KiB, the processor spends
+much of its time on finding out where they lie, in a virtual machine above all.
+"""
 
 import ctypes
+import functools
+import os
+import resource
 import sys
+from pathlib import Path
+from typing import Literal
 
 M_TRIM_THRESHOLD = -1
 M_MMAP_THRESHOLD = -3
 """Of malloc.h."""
 
+MADV_HUGEPAGE = 14
+"""Of sys/mman.h on Linux."""
+
 LARGEST_KEPT = (1 << 30, 1 << 25)
-"""Bytes: larger blocks still go back at once. Some versions take no more than the second."""
+"""Bytes: larger blocks still are mappings of their own. Some versions take no more than the second."""
 
-MOST_KEPT = (1 << 31) - 1
-"""Bytes of free memory at the end of the heap; the most that mallopt takes."""
+LARGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+OVERCOMMIT = Path("/proc/sys/vm/overcommit_memory")
+NEVER_OVERCOMMITS = "2"
 
 
-def keep_freed_memory() -> bool:
-    """Let the C library keep what is freed for what is asked for next; False where it cannot be told to.
+Memory = Literal["large pages", "kept", "as by default"]
+"""Freed memory is kept and comes in large pages; it is kept; nothing is changed."""
 
-    By default each large tensor on a CPU is a mapping of its own: the system gives it back when the tensor
-    goes, and the next one's pages are new, to be zeroed one by one at their first touch. A training pass
-    spends an eighth of its time so. Only glibc has this setting.
+
+@functools.cache
+def settle_memory() -> Memory:
+    """Let the C library keep what is freed for what is asked for next, and have it in large pages where the
+    system gives these to who asks. To be called before the memory is needed.
+
+    Only glibc on Linux has these settings.
     """
     if not sys.platform.startswith("linux"):
+        return "as by default"
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallopt"):
+        return "as by default"
+    libc.mallopt(M_TRIM_THRESHOLD, -1)  # never
+    largest = next((size for size in LARGEST_KEPT if libc.mallopt(M_MMAP_THRESHOLD, size)), 0)
+    if not largest:
+        return "as by default"
+    if not _large_pages_are_given():
+        return "kept"
+    _ask_for_large_pages(libc, largest)
+    return "large pages"
+
+
+def _large_pages_are_given() -> bool:
+    """To parts of memory that ask for them, and asking for much that is not used yet does no harm."""
+    try:
+        is_given = "[madvise]" in LARGE_PAGES.read_text()
+        counts_unused = OVERCOMMIT.read_text().strip() == NEVER_OVERCOMMITS
+    except OSError:
         return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None:
-        return False
-    mallopt(M_TRIM_THRESHOLD, MOST_KEPT)
-    return any(mallopt(M_MMAP_THRESHOLD, size) for size in LARGEST_KEPT)
+    limits = (resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA))
+    return is_given and not counts_unused and set(limits) == {resource.RLIM_INFINITY}
+
+
+def _ask_for_large_pages(libc: ctypes.CDLL, largest: int) -> None:
+    """Have the heap grow by as much as the machine has, mark that, and leave it to the heap; nothing is touched,
+    so nothing is taken from anybody."""
+    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    libc.free.argtypes = [ctypes.c_void_p]
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    page = os.sysconf("SC_PAGE_SIZE")
+    size = largest - page  # what is as large as that is a mapping of its own
+    num_blocks = page * os.sysconf("SC_PHYS_PAGES") // largest
+    blocks = [libc.malloc(size) for _ in range(num_blocks)]
+    for address in filter(None, blocks):
+        first = -(-address // page) * page
+        libc.madvise(first, (address + size - first) // page * page, MADV_HUGEPAGE)
+    for address in blocks:
+        libc.free(address)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from rft.allocator import settle_memory
 from rft.graders.tiers import Tier, best_tier, kernel_layers, tier_problem
 from rft.models.cache import models_cache
 from rft.rollout.invariance import ROW_MULTIPLE
@@ -25,6 +26,7 @@ def examine() -> dict[str, Any]:
             "threads": torch.get_num_threads(),
             "capability": torch.backends.cpu.get_cpu_capability(),
             "rows_bitwise_from": _safe_rows(),
+            "memory": settle_memory(),
         },
         "sandbox": _sandbox(),
         "extras": {

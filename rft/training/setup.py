@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from rft.allocator import keep_freed_memory
+from rft.allocator import settle_memory
 from rft.data import load_all_rows
 from rft.errors import GraderError, JobError, ModelError
 from rft.graders import best_tier, local_judges, open_grader
@@ -132,7 +132,7 @@ def chat_kwargs(job: Job, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
 def open_workshop(job: Job, rows: Rows, runs_folder: Path) -> Workshop:
     """Find and load the model, render the prompts, and replace every `auto` of the job."""
     _refuse_lone_shard(job)
-    keep_freed_memory()
+    settle_memory()
     source = find_model(job.model, runs_folder=runs_folder)
     tokenizer, train, valid = render(job, rows, source)
     device, dtype = choose_device_and_dtype(job.engine.model)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from rft.allocator import settle_memory
 from rft.data import job_warnings
 from rft.errors import DiskError, JobError, PausedError, RunError
 from rft.graders import grader_parts
@@ -272,6 +273,7 @@ def _machine(job: ResolvedJob, policy: Policy, sampler: Sampler, ranks: Ranks) -
         backend=ranks.backend,
         device=str(policy.device),
         num_threads=torch.get_num_threads(),
+        memory=settle_memory(),
         sandbox=job.engine.grading.python.sandbox,
         **sampler.facts,
     )

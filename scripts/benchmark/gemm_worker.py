@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
+from rft.allocator import settle_memory
 from scripts.benchmark.gemm import (
     KERNELS,
     Call,
@@ -23,6 +24,7 @@ from scripts.benchmark.pipes import Channel
 
 class Limit:
     def start(self, model_folder: str) -> None:
+        settle_memory()  # the limit is that of the machine, with memory as rft has it
         model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
         weights = model_weights(model)
         self._operations: dict[str, list[Operation]] = {
