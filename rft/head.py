@@ -24,6 +24,9 @@ from rft.linear import Product
 CHUNK_TOKENS = 128
 """Tokens whose logits are in memory at once."""
 
+ROWS_AT_ONCE = 8
+"""On a CPU, of those, whose probabilities are computed together: what is read again is still in its caches."""
+
 
 @dataclass(frozen=True)
 class Head:
@@ -161,15 +164,18 @@ class _TokenLogprobs(torch.autograd.Function):
             targets = target_ids[rows, None]
             logits = head.logits(hidden[rows])
             allowed = None if allowed_tokens is None else allowed_tokens[rows]
-            all_logprobs = tempered(logits, temperature, allowed).log_softmax(-1)
-            logprobs[rows] = all_logprobs.gather(1, targets)[:, 0]
-            spent = logits if head.softcap is None else torch.empty_like(logits)
-            probabilities = torch.exp(
-                all_logprobs, out=spent
-            )  # new pages cost as much as the numbers
-            if allowed is not None:
-                all_logprobs = all_logprobs.clamp_(min=-1e4)
-            entropies[rows] = -torch.linalg.vecdot(probabilities, all_logprobs)
+            # new pages cost as much as the numbers: probabilities stand where the logits stood
+            probabilities = logits if head.softcap is None else torch.empty_like(logits)
+            at_once = len(logits) if logits.is_cuda else ROWS_AT_ONCE
+            for first in range(0, len(logits), at_once):
+                some = slice(first, first + at_once)
+                logprobs[rows][some], entropies[rows][some] = _logprobs_and_entropies(
+                    logits[some],
+                    targets[some],
+                    temperature,
+                    None if allowed is None else allowed[some],
+                    probabilities[some],
+                )
             if slopes is not None:
                 slopes[rows] = _slopes(head, probabilities, logits, targets).div_(temperature)
         ctx.save_for_backward(slopes)
@@ -180,6 +186,23 @@ class _TokenLogprobs(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (slopes,) = ctx.saved_tensors
         return slopes * gradients[0][:, None].to(slopes.dtype), None, None, None, None
+
+
+def _logprobs_and_entropies(
+    logits: Tensor,
+    targets: Tensor,
+    temperature: float,
+    allowed_tokens: NDArray[np.uint8] | None,
+    probabilities: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Of the targets (m, 1), and of each place's distribution, which is written to `probabilities` (m, V); that
+    may be `logits` itself."""
+    all_logprobs = tempered(logits, temperature, allowed_tokens).log_softmax(-1)
+    chosen = all_logprobs.gather(1, targets)[:, 0]
+    torch.exp(all_logprobs, out=probabilities)
+    if allowed_tokens is not None:
+        all_logprobs = all_logprobs.clamp_(min=-1e4)
+    return chosen, -torch.linalg.vecdot(probabilities, all_logprobs)
 
 
 def _slopes(
