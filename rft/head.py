@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from rft.errors import ModelError
-from rft.linear import Product
+from rft.linear import Product, TransposedProduct
 
 CHUNK_TOKENS = 128
 """Tokens whose logits are in memory at once."""
@@ -50,9 +50,9 @@ class Head:
         return Product(self.weight.detach(), None if self.bias is None else self.bias.detach())
 
     @functools.cached_property
-    def transposed(self) -> Product:
+    def transposed(self) -> TransposedProduct:
         """y ↦ y W, which only training asks for."""
-        return Product(self.weight.detach().T)
+        return TransposedProduct([self.weight.detach()])
 
 
 def read_head(model: PreTrainedModel) -> Head:

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from rft.linear import Product
+from rft.linear import Product, TransposedProduct
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class SharedProduct:
         self.members = tuple(members)
         self.sizes: list[int] = [len(member.weight) for member in members]
         self._product: Product | None = None
-        self._transposed: Product | None = None
+        self._transposed: TransposedProduct | None = None
         self._reading: tuple[Tensor, Sequence[Tensor], set[int]] | None = None
         self.refresh()
 
@@ -88,9 +88,9 @@ class SharedProduct:
         self._reading = None
 
     def transposed_product(self, y: Float[Tensor, "N O"]) -> Float[Tensor, "N I"]:
-        """y W without the adapter; its layout of W is made when a gradient first asks for it."""
+        """y W without the adapter."""
         if self._transposed is None:
-            self._transposed = Product(_joined([member.weight for member in self.members]).T)
+            self._transposed = TransposedProduct([member.weight for member in self.members])
         return self._transposed(y)
 
     def _versions(self) -> list[int]:

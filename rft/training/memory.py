@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from rft.job import ResolvedJob
+from rft.linear import packs_transposed
 from rft.policy import Policy
 from rft.training.setup import (
     Workshop,
@@ -97,12 +98,11 @@ def _micro_batch_bytes(
 
 def backward_weight_bytes(policy: Policy) -> int:
     """Second layouts of fixed matrices, made when a gradient first asks for them: the head's, and the merged
-    copy's. Where matrices are not packed, only those are copied that several layers share."""
-    if policy.why_unpacked is not None:
+    copy's."""
+    if policy.why_unpacked is not None or not packs_transposed(policy.head.weight):
         return 0
-    head = policy.head.weight.nbytes if policy.head.product.is_packed else 0
+    head = policy.head.weight.nbytes
     if not policy.uses_merged or policy.has_dropout:
         return head
-    own_shapes = {tuple(parameter.shape) for parameter in policy.base.parameters()}
-    copied = [p for p in policy.merged.products if p.is_packed or p.shape not in own_shapes]
-    return head + sum(math.prod(p.shape) for p in copied) * torch.float32.itemsize
+    shapes = [product.shape for product in policy.merged.products]
+    return head + sum(map(math.prod, shapes)) * torch.float32.itemsize

@@ -98,8 +98,9 @@ def workshop_of(*overrides: str, family: str = "llama") -> tuple[Workshop, Polic
     return workshop, new_policy(base, LoraShape(rank=4, alpha=8), 0)
 
 
-def test_the_largest_step_by_hand() -> None:
+def test_the_largest_step_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     """12 prompt and 8 completion tokens; the step has 2 · (12 + 2 · 8) = 56 tokens in one micro-batch."""
+    monkeypatch.setattr(rft.linear, "_default_is_as_fast", lambda: False)
     workshop, policy = workshop_of("engine.rollout.slots=4")
     kv = 4 * 20 * (2 * 4 * 96 * 4)  # slots · tokens · (2 · layers · width · float32)
     per_token = 4 * 4 * (5 * 192 + 3 * 192 + 6 * 96 + 4 * 512)
@@ -122,7 +123,7 @@ def copied_for_backward(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> int:
             if self.is_packed or matrix.untyped_storage().data_ptr() not in weights:
                 copied.append(matrix.nbytes)
 
-    for module in (rft.head, rft.products):
+    for module in (rft.head, rft.products, rft.linear):
         monkeypatch.setattr(module, "Product", Noted)
     models = [policy.base, policy.merged.model] if policy.uses_merged else [policy.base]
     for model in models:
@@ -133,23 +134,24 @@ def copied_for_backward(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> int:
     return sum(copied)
 
 
-@pytest.mark.parametrize("is_packed", [True, False], ids=["packed", "as on a device"])
+@pytest.mark.parametrize("is_packed", [True, False], ids=["packed", "as the default is as fast"])
 @pytest.mark.parametrize("family", ["llama", "phi3 sliding", "gpt_neox"])
 def test_weights_laid_out_for_the_backward_pass(
     family: str, is_packed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The head's; on a CPU all of the merged copy's; elsewhere those alone that several layers share."""
-    monkeypatch.setattr(rft.linear, "packing_works", lambda: is_packed)
+    """The head's and all of the merged copy's; none where the default kernel is as fast."""
+    monkeypatch.setattr(rft.linear, "_default_is_as_fast", lambda: not is_packed)
     policy = tiny_policy(family)
     _ = policy.head.product, policy.merged
     expected = copied_for_backward(policy, monkeypatch)
     assert backward_weight_bytes(policy) == expected
-    assert expected > 0 or (family != "llama" and not is_packed)
+    assert (expected > 0) == is_packed
 
 
 def test_without_the_merged_copy_the_head_alone_is_laid_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(rft.linear, "_default_is_as_fast", lambda: False)
     policy = new_policy(tiny_model(), LoraShape(rank=4, alpha=8, dropout=0.1), 0)
     _ = policy.head.product, policy.merged
     expected = copied_for_backward(policy, monkeypatch)
