@@ -11,7 +11,8 @@ INTRODUCTION = """# What the bench measured
 
 Written by `scripts/bench page` from the JSON beside it. rft and TRL ran in turn in one call, on the same model,
 prompts and settings; every ratio says how many times better rft is. TRL in its two settings: *stock* is one
-micro-batch of 64 and its defaults, *tuned* is micro-batches of 8 in float32 without checkpointing and dropout;
+micro-batch of 64 and its defaults (bfloat16 among them, for which some processors have units of their own), *tuned*
+is micro-batches of 8 in float32 without checkpointing and dropout;
 speed is compared with the faster one, memory with the leaner one.
 Where a result has no row `trl_stock`, that setting was left out of the call (`--no-stock`).
 
