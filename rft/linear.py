@@ -93,7 +93,7 @@ def _can_be_packed(matrix: Tensor) -> bool:
 @functools.cache
 def _default_is_as_fast() -> bool:
     """Whether torch's own product of some hundred rows takes no longer than a packed one: MKL is made for the
-    processors of its maker, where with AVX-512 it takes 0.9 to 1.04 of the time for 192 to 1,152 rows. Said of
+    processors of its maker, where with AVX-512 it takes 0.78 to 1.05 of the time for 192 to 1,152 rows. Said of
     the processor and not measured, so that a run's digits do not hang on a stopwatch."""
     has_avx512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
     has_mkl: bool = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
