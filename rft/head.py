@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from rft.errors import ModelError
-from rft.linear import Product, TransposedProduct
+from rft.linear import Product
 
 CHUNK_TOKENS = 128
 """Tokens whose logits are in memory at once."""
@@ -48,11 +48,6 @@ class Head:
     def product(self) -> Product:
         """hidden ↦ hidden Wᵀ + b."""
         return Product(self.weight.detach(), None if self.bias is None else self.bias.detach())
-
-    @functools.cached_property
-    def transposed(self) -> TransposedProduct:
-        """y ↦ y W, which only training asks for."""
-        return TransposedProduct([self.weight.detach()])
 
 
 def read_head(model: PreTrainedModel) -> Head:
@@ -217,5 +212,5 @@ def _slopes(
         slope = 1 - (logits / (head.scale * head.softcap)) ** 2
         chosen = chosen * slope.gather(1, targets)
         probabilities = probabilities * slope
-    mean = head.transposed(probabilities.to(head.weight.dtype)).float()
+    mean = (probabilities.to(head.weight.dtype) @ head.weight.detach()).float()
     return (chosen - mean) * head.scale

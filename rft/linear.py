@@ -14,8 +14,6 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from rft.runs.environment import processor
-
 WORST_ERROR = 1e-5
 """Relative error beyond which a packed product is not believed."""
 
@@ -59,45 +57,22 @@ class Product:
         return product[:num_rows].view(*x.shape[:-1], -1)
 
 
-class TransposedProduct:
-    """y ↦ y M, for fixed matrices of shape (Nᵢ, K) that make up M, one below the other. Carries no gradient.
+def transposed_product(
+    y: Float[Tensor, "B N"], matrices: Sequence[Float[Tensor, "Ni K"]]
+) -> Float[Tensor, "B K"]:
+    """y M, for fixed matrices of shape (Nᵢ, K) that make up M, one below the other. Carries no gradient.
 
-    It is for many rows: where the default kernel does these as fast, no second layout is kept.
+    It is for many rows, of which torch's own product takes as long as a packed one; no second layout is kept.
     """
-
-    def __init__(self, matrices: Sequence[Float[Tensor, "Ni K"]]):
-        self._matrices = tuple(matrices)
-        self._packed = (
-            Product(torch.cat(self._matrices).T) if packs_transposed(matrices[0]) else None
-        )
-
-    def __call__(self, y: Float[Tensor, "B N"]) -> Float[Tensor, "B K"]:
-        if self._packed is not None:
-            return self._packed(y)
-        parts = torch.split(y, [len(matrix) for matrix in self._matrices], dim=-1)
-        product = parts[0] @ self._matrices[0]
-        for part, matrix in zip(parts[1:], self._matrices[1:], strict=True):
-            product.addmm_(part, matrix)
-        return product
-
-
-def packs_transposed(matrix: Tensor) -> bool:
-    """Whether a `TransposedProduct` of such matrices keeps a layout of its own."""
-    return _can_be_packed(matrix) and not _default_is_as_fast()
+    parts = torch.split(y, [len(matrix) for matrix in matrices], dim=-1)
+    product = parts[0] @ matrices[0]
+    for part, matrix in zip(parts[1:], matrices[1:], strict=True):
+        product.addmm_(part, matrix)
+    return product
 
 
 def _can_be_packed(matrix: Tensor) -> bool:
     return matrix.device.type == "cpu" and matrix.dtype == torch.float32 and packing_works()
-
-
-@functools.cache
-def _default_is_as_fast() -> bool:
-    """Whether torch's own product of some hundred rows takes no longer than a packed one: MKL is made for the
-    processors of its maker, where with AVX-512 it takes 0.78 to 1.05 of the time for 192 to 1,152 rows. Said of
-    the processor and not measured, so that a run's digits do not hang on a stopwatch."""
-    has_avx512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
-    has_mkl: bool = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
-    return has_mkl and has_avx512 and "Intel" in processor()
 
 
 def padded(num_rows: int) -> int:

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from rft.linear import Product, TransposedProduct
+from rft.linear import Product, transposed_product
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,6 @@ class SharedProduct:
         self.members = tuple(members)
         self.sizes: list[int] = [len(member.weight) for member in members]
         self._product: Product | None = None
-        self._transposed: TransposedProduct | None = None
         self._reading: tuple[Tensor, Sequence[Tensor], set[int]] | None = None
         self.refresh()
 
@@ -87,11 +86,9 @@ class SharedProduct:
         """Drop what a pass that did not end has computed for layers that never asked."""
         self._reading = None
 
-    def transposed_product(self, y: Float[Tensor, "N O"]) -> Float[Tensor, "N I"]:
+    def transposed(self, y: Float[Tensor, "N O"]) -> Float[Tensor, "N I"]:
         """y W without the adapter."""
-        if self._transposed is None:
-            self._transposed = TransposedProduct([member.weight for member in self.members])
-        return self._transposed(y)
+        return transposed_product(y, [member.weight for member in self.members])
 
     def _versions(self) -> list[int]:
         """Counters that torch advances whenever an A or B is written to, but not through `.data`."""
@@ -128,7 +125,7 @@ class _SharedProduct(torch.autograd.Function):
         x, *pairs = ctx.saved_tensors
         shared: SharedProduct = ctx.shared
         gradient, inputs = gradients[0].flatten(0, -2), x.flatten(0, -2)  # (N, O), (N, I)
-        gradient_x = shared.transposed_product(gradient) if ctx.needs_input_grad[0] else None
+        gradient_x = shared.transposed(gradient) if ctx.needs_input_grad[0] else None
         if not pairs:
             return gradient_x.view_as(x) if gradient_x is not None else None, None
         parts = torch.split(gradient, shared.sizes, dim=-1)

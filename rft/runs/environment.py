@@ -34,7 +34,7 @@ def environment(**facts: Any) -> dict[str, Any]:
         "rft": __version__,
         "libraries": {name: version for name in LIBRARIES if (version := _version(name))},
         "platform": platform.platform(),
-        "processor": processor(),
+        "processor": _processor(),
         "num_cores": available_cores(),
         "variables": {name: os.environ[name] for name in SHOWN_VARIABLES if name in os.environ},
         **facts,
@@ -53,7 +53,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def processor() -> str:
+def _processor() -> str:
     """Its name as the system tells it."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as stream:

@@ -1,6 +1,5 @@
 """What memory there is, what is in use, and the most that a step of a job can ask for."""
 
-import math
 import os
 import resource
 import sys
@@ -10,7 +9,6 @@ import torch
 from transformers import PreTrainedModel
 
 from rft.job import ResolvedJob
-from rft.linear import packs_transposed
 from rft.policy import Policy
 from rft.training.setup import (
     Workshop,
@@ -61,7 +59,7 @@ def largest_step_bytes(workshop: Workshop, policy: Policy, held: int) -> int:
 
     `held`: memory in use before the first step, weights included. To it come the keys and values of all
     slots, and, whichever is more, the logits of all slots in the sampler, or an update's micro-batch;
-    beside these the optimizer's tensors and the weights laid out for the backward pass.
+    beside these the optimizer's tensors.
     """
     job, base = workshop.job, workshop.base
     rollout = job.engine.rollout
@@ -76,7 +74,6 @@ def largest_step_bytes(workshop: Workshop, policy: Policy, held: int) -> int:
         + key_values
         + max(logits, _micro_batch_bytes(job, base, longest, row_tokens))
         + OPTIMIZER_COPIES * adapter
-        + backward_weight_bytes(policy)
     )
 
 
@@ -94,15 +91,3 @@ def _micro_batch_bytes(
         layers = config.num_hidden_layers
         per_token = per_token // layers + layers * config.hidden_size * base.dtype.itemsize
     return int(num_tokens * per_token)
-
-
-def backward_weight_bytes(policy: Policy) -> int:
-    """Second layouts of fixed matrices, made when a gradient first asks for them: the head's, and the merged
-    copy's."""
-    if policy.why_unpacked is not None or not packs_transposed(policy.head.weight):
-        return 0
-    head = policy.head.weight.nbytes
-    if not policy.uses_merged or policy.has_dropout:
-        return head
-    shapes = [product.shape for product in policy.merged.products]
-    return head + sum(map(math.prod, shapes)) * torch.float32.itemsize

@@ -4,8 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import rft.linear
-from rft.linear import Product, TransposedProduct, packing_works, padded
+from rft.linear import Product, packing_works, padded, transposed_product
 
 
 def test_this_torch_packs() -> None:
@@ -69,16 +68,12 @@ def test_few_row_counts_are_computed_for() -> None:
     assert all(padded(n) == n for n in [*range(17), *counts])
 
 
-@pytest.mark.parametrize("is_packed", [True, False])
-def test_the_transposed_product_is_of_all_matrices(
-    is_packed: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(rft.linear, "_default_is_as_fast", lambda: not is_packed)
+def test_the_transposed_product_is_of_all_matrices() -> None:
     generator = torch.Generator().manual_seed(0)
     matrices = [torch.randn(n, 40, generator=generator) for n in (24, 8, 16)]
     kept = [matrix.clone() for matrix in matrices]
     y = torch.randn(31, 48, generator=generator)
-    found = TransposedProduct(matrices)(y)
+    found = transposed_product(y, matrices)
     expected = y.double() @ torch.cat(matrices).double()
     assert (found - expected).norm() < 1e-6 * expected.norm()
     assert all(torch.equal(a, b) for a, b in zip(matrices, kept, strict=True))

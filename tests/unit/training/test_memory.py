@@ -19,7 +19,6 @@ from rft.packing import TokenGroup, pack
 from rft.policy import LoraShape, Policy, new_policy
 from rft.training.memory import (
     available_memory_bytes,
-    backward_weight_bytes,
     held_memory_bytes,
     largest_step_bytes,
     peak_memory_bytes,
@@ -98,66 +97,39 @@ def workshop_of(*overrides: str, family: str = "llama") -> tuple[Workshop, Polic
     return workshop, new_policy(base, LoraShape(rank=4, alpha=8), 0)
 
 
-def test_the_largest_step_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_largest_step_by_hand() -> None:
     """12 prompt and 8 completion tokens; the step has 2 · (12 + 2 · 8) = 56 tokens in one micro-batch."""
-    monkeypatch.setattr(rft.linear, "_default_is_as_fast", lambda: False)
     workshop, policy = workshop_of("engine.rollout.slots=4")
     kv = 4 * 20 * (2 * 4 * 96 * 4)  # slots · tokens · (2 · layers · width · float32)
     per_token = 4 * 4 * (5 * 192 + 3 * 192 + 6 * 96 + 4 * 512)
     adapter = sum(parameter.numel() for parameter in policy.parameters().values()) * 4
-    linear = 4 * 4 * (2 * 192 * 192 + 2 * 192 * 96 + 3 * 192 * 512)
-    head = 260 * 192 * 4
-    expected = 1000 + kv + 56 * per_token + 4 * adapter + linear + head
+    expected = 1000 + kv + 56 * per_token + 4 * adapter
     assert largest_step_bytes(workshop, policy, held=1000) == expected
 
 
-def copied_for_backward(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> int:
-    """Bytes of the layouts that a first backward pass makes and keeps, beside the weights there are; the
-    gradient is asked for down to the embeddings, so that the first layer is as the others."""
-    weights = {t.untyped_storage().data_ptr() for t in policy.base.parameters()}
-    copied: list[int] = []
+@pytest.mark.parametrize("family", ["llama", "phi3 sliding", "gpt_neox"])
+def test_a_backward_pass_lays_out_no_matrix_anew(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gradient is asked for down to the embeddings, so that the first layer is as the others."""
+    policy = tiny_policy(family)
+    _ = policy.head.product, policy.merged
+    made: list[tuple[int, ...]] = []
 
     class Noted(Product):
         def __init__(self, matrix: Tensor, bias: Tensor | None = None):
             super().__init__(matrix, bias)
-            if self.is_packed or matrix.untyped_storage().data_ptr() not in weights:
-                copied.append(matrix.nbytes)
+            made.append(self.shape)
 
     for module in (rft.head, rft.products, rft.linear):
         monkeypatch.setattr(module, "Product", Noted)
-    models = [policy.base, policy.merged.model] if policy.uses_merged else [policy.base]
-    for model in models:
-        model.get_input_embeddings().register_forward_hook(lambda *io: io[2].requires_grad_())
+    policy.merged.model.get_input_embeddings().register_forward_hook(
+        lambda *io: io[2].requires_grad_()
+    )
     batch = pack([TokenGroup((5, 6, 7), ((8, 9), (10, 11)))], CPU)
     with policy.updating():
         policy.score(batch, 1.0).logprobs.sum().backward()
-    return sum(copied)
-
-
-@pytest.mark.parametrize("is_packed", [True, False], ids=["packed", "as the default is as fast"])
-@pytest.mark.parametrize("family", ["llama", "phi3 sliding", "gpt_neox"])
-def test_weights_laid_out_for_the_backward_pass(
-    family: str, is_packed: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The head's and all of the merged copy's; none where the default kernel is as fast."""
-    monkeypatch.setattr(rft.linear, "_default_is_as_fast", lambda: not is_packed)
-    policy = tiny_policy(family)
-    _ = policy.head.product, policy.merged
-    expected = copied_for_backward(policy, monkeypatch)
-    assert backward_weight_bytes(policy) == expected
-    assert (expected > 0) == is_packed
-
-
-def test_without_the_merged_copy_the_head_alone_is_laid_out(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(rft.linear, "_default_is_as_fast", lambda: False)
-    policy = new_policy(tiny_model(), LoraShape(rank=4, alpha=8, dropout=0.1), 0)
-    _ = policy.head.product, policy.merged
-    expected = copied_for_backward(policy, monkeypatch)
-    assert backward_weight_bytes(policy) == expected == 260 * 64 * 4
-    policy.stop_packing("a test")
-    assert backward_weight_bytes(policy) == 0
+    assert made == []
 
 
 def test_a_family_whose_head_is_not_known_has_an_estimate_too() -> None:
