@@ -61,6 +61,11 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--no-stock", action="store_true", help="leave TRL's setting with one micro-batch out"
     )
+    parser.add_argument(
+        "--bfloat16", action="store_true",
+        help="TRL with one micro-batch in its default precision too (a quarter of an hour a step where the "
+        "processor has no units for it)",
+    )  # fmt: skip
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="job overrides")
     learning = parser.add_argument_group("time-to-reward, curves")
     learning.add_argument("--sides", nargs="+", choices=["rft", "trl"], default=["rft", "trl"])
@@ -91,7 +96,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             options.repeats,
             options.minutes,
             options.threads,
-            not options.no_stock,
+            ("stock",) * (not options.no_stock) + ("bfloat16",) * options.bfloat16,
             tuple(options.set),
         )
         return COMPARISONS[options.mode](plan)

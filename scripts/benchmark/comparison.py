@@ -20,7 +20,7 @@ from scripts.benchmark.workers import (
 )
 
 Samples = dict[str, list[dict[str, Any]]]
-TRL_SIDES = ("trl_tuned", "trl_stock")
+TRL_SIDES = ("trl_tuned", "trl_stock", "trl_bfloat16")
 NUM_STEPS = 64
 """Steps of prompts that the other side is given: more than any mode runs."""
 
@@ -36,7 +36,8 @@ class Plan:
     repeats: int
     minutes: float
     num_threads: int
-    with_stock: bool
+    untuned: tuple[str, ...]
+    """Settings of TRL with one micro-batch, which are measured once: stock, bfloat16."""
     overrides: tuple[str, ...] = ()
 
     @property
@@ -76,6 +77,11 @@ class Bench:
             self.facts[worker.side] = worker.ask("facts")
             yield worker
             self.peaks[worker.side] = worker.ask("peak_memory")
+
+    def note_untuned(self, measure: Callable[[Worker], dict[str, Any]]) -> None:
+        for setting in self.plan.untuned:
+            with self.trl(setting) as worker:
+                self.note(worker.side, 1, measure(worker))
 
     def rounds(self, measures: Mapping[str, Callable[[int], dict[str, Any]]]) -> None:
         """One measurement of each side in turn, `repeats` times, or as often as the minutes allow."""
@@ -127,9 +133,7 @@ def compare_steps(plan: Plan) -> dict[str, Any]:
     """Whole steps: sampling, grading, training, refreshed weights."""
     with ExitStack() as stack:
         bench = Bench(plan, stack)
-        if plan.with_stock:
-            with bench.trl("stock") as stock:
-                bench.note(stock.side, 1, _step(stock))
+        bench.note_untuned(_step)
         with bench.trl("tuned") as tuned:
             bench.rounds(
                 {
@@ -157,9 +161,7 @@ def compare_training(plan: Plan) -> dict[str, Any]:
         bench = Bench(plan, stack)
         recorded = {n: bench.rft.ask("record", step=n) for n in range(1, plan.repeats + 1)}
         say(f"recorded {sum(one['num_tokens'] for one in recorded.values())} completion tokens")
-        if plan.with_stock:
-            with bench.trl("stock") as stock:
-                bench.note(stock.side, 1, _trained(stock, recorded[1]))
+        bench.note_untuned(lambda trl: _trained(trl, recorded[1]))
         with bench.trl("tuned") as tuned:
             bench.rounds(
                 {
@@ -182,9 +184,7 @@ def compare_samplers(plan: Plan) -> dict[str, Any]:
     with ExitStack() as stack:
         bench = Bench(plan, stack)
         size = bench.settings["batch_size"]
-        if plan.with_stock:
-            with bench.trl("stock") as stock:
-                bench.note(stock.side, 1, stock.ask("sample", first=0))
+        bench.note_untuned(lambda trl: trl.ask("sample", first=0))
         limits = stack.enter_context(gemm_worker(plan.num_threads))
         limits.ask("start", model_folder=bench.settings["model_folder"])
         with bench.trl("tuned") as tuned:

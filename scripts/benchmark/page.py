@@ -10,11 +10,11 @@ Result = Mapping[str, Any]
 INTRODUCTION = """# What the bench measured
 
 Written by `scripts/bench page` from the JSON beside it. rft and TRL ran in turn in one call, on the same model,
-prompts and settings; every ratio says how many times better rft is. TRL in its two settings: *stock* is one
-micro-batch of 64 and its defaults (bfloat16 among them, for which some processors have units of their own), *tuned*
-is micro-batches of 8 in float32 without checkpointing and dropout;
-speed is compared with the faster one, memory with the leaner one.
-Where a result has no row `trl_stock`, that setting was left out of the call (`--no-stock`).
+prompts and settings; every ratio says how many times better rft is. TRL in its settings: *tuned* is micro-batches
+of 8 in float32 without checkpointing and dropout; *stock* is one micro-batch of 64 in float32 and otherwise its
+defaults; *bfloat16*, measured only if asked for, leaves its default precision as well, for which some processors have
+units of their own (Intel's AMX) and others none: there a step takes a quarter of an hour.
+Speed is compared with the fastest of those measured, memory with the leanest; which were measured, the rows tell.
 
 - `step`, `sampler`, `train`: learning rate 0, natural lengths, no group skipped. TRL computes groups without signal
   anyway; in rft their advantages become ±1e-6 in turn.

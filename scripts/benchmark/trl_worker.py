@@ -21,7 +21,12 @@ from scripts.benchmark.pipes import Channel, peak_memory
 from scripts.benchmark.rewards import REWARDS
 
 SETTINGS: Mapping[str, dict[str, Any]] = {
-    "stock": {"per_device_train_batch_size": 64, "gradient_accumulation_steps": 1},
+    "bfloat16": {"per_device_train_batch_size": 64, "gradient_accumulation_steps": 1},
+    "stock": {
+        "per_device_train_batch_size": 64,
+        "gradient_accumulation_steps": 1,
+        "bf16": False,
+    },
     "tuned": {
         "per_device_train_batch_size": 8,
         "gradient_accumulation_steps": 8,
@@ -30,7 +35,7 @@ SETTINGS: Mapping[str, dict[str, Any]] = {
         "disable_dropout": True,
     },
 }
-"""One micro-batch and otherwise the defaults; what suits a CPU."""
+"""One micro-batch and the defaults; the same in float32, as rft computes; what suits a CPU."""
 
 
 class MeasuredTrainer(GRPOTrainer):

@@ -85,7 +85,7 @@ def rft_worker(num_threads: int, side: str = "rft") -> Worker:
 
 
 def trl_worker(setting: str, num_threads: int) -> Worker:
-    """TRL in its own environment, which is made where it is missing; `setting` is stock or tuned."""
+    """TRL in its own environment, which is made where it is missing; `setting` is tuned, stock or bfloat16."""
     return Worker(f"trl_{setting}", trl_python(), "trl_worker", num_threads)
 
 
