@@ -11,7 +11,7 @@ import os
 import resource
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 M_TRIM_THRESHOLD = -1
 M_MMAP_THRESHOLD = -3
@@ -21,37 +21,54 @@ MADV_HUGEPAGE = 14
 """Of sys/mman.h on Linux."""
 
 LARGEST_KEPT = (1 << 30, 1 << 25)
-"""Bytes: larger blocks still are mappings of their own. Some versions take no more than the second."""
+"""Bytes: larger blocks still are mappings of their own. Before version 2.35 glibc takes no more than the second."""
 
 LARGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 OVERCOMMIT = Path("/proc/sys/vm/overcommit_memory")
 NEVER_OVERCOMMITS = "2"
-
-
 Memory = Literal["large pages", "kept", "as by default"]
-"""Freed memory is kept and comes in large pages; it is kept; nothing is changed."""
+"""Freed memory is kept and asks for large pages; it is kept; nothing is changed."""
 
 
 @functools.cache
 def settle_memory() -> Memory:
-    """Let the C library keep what is freed for what is asked for next, and have it in large pages where the
+    """Let the C library keep what is freed for what is asked for next, and have it ask for large pages where the
     system gives these to who asks. To be called before the memory is needed.
 
-    Only glibc on Linux has these settings.
+    Only glibc on Linux has these settings; a library that was put before it (`LD_PRELOAD`) is left alone.
     """
     if not sys.platform.startswith("linux"):
         return "as by default"
     libc = ctypes.CDLL(None)
-    if not hasattr(libc, "mallopt"):
+    if not hasattr(libc, "mallopt") or _library_of(libc.malloc) != _library_of(libc.mallopt):
         return "as by default"
-    libc.mallopt(M_TRIM_THRESHOLD, -1)  # never
     largest = next((size for size in LARGEST_KEPT if libc.mallopt(M_MMAP_THRESHOLD, size)), 0)
     if not largest:
         return "as by default"
-    if not _large_pages_are_given():
-        return "kept"
-    _ask_for_large_pages(libc, largest)
-    return "large pages"
+    libc.mallopt(M_TRIM_THRESHOLD, -1)  # never
+    # in smaller blocks the machine's memory would be more mappings than a process may have
+    if largest == LARGEST_KEPT[0] and _large_pages_are_given():
+        return "large pages" if _ask_for_large_pages(libc, largest) else "kept"
+    return "kept"
+
+
+class _Place(ctypes.Structure):
+    """`Dl_info` of dlfcn.h."""
+
+    _fields_ = (
+        ("library", ctypes.c_char_p),
+        ("base", ctypes.c_void_p),
+        ("symbol", ctypes.c_char_p),
+        ("address", ctypes.c_void_p),
+    )
+
+
+def _library_of(function: Any) -> int | None:
+    """Where the library that has the function begins in memory."""
+    place = _Place()
+    address = ctypes.cast(function, ctypes.c_void_p)
+    ctypes.CDLL(None).dladdr(address, ctypes.byref(place))
+    return place.base  # type: ignore[no-any-return]
 
 
 def _large_pages_are_given() -> bool:
@@ -65,18 +82,21 @@ def _large_pages_are_given() -> bool:
     return is_given and not counts_unused and set(limits) == {resource.RLIM_INFINITY}
 
 
-def _ask_for_large_pages(libc: ctypes.CDLL, largest: int) -> None:
-    """Have the heap grow by as much as the machine has, mark that, and leave it to the heap; nothing is touched,
-    so nothing is taken from anybody."""
+def _ask_for_large_pages(libc: ctypes.CDLL, largest: int) -> bool:
+    """Have the heap grow by as much as the machine has, mark that, and leave it to the heap; of each block only the
+    page with its header is touched. False where the system refused."""
     libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
     libc.free.argtypes = [ctypes.c_void_p]
     libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     page = os.sysconf("SC_PAGE_SIZE")
     size = largest - page  # what is as large as that is a mapping of its own
-    num_blocks = page * os.sysconf("SC_PHYS_PAGES") // largest
-    blocks = [libc.malloc(size) for _ in range(num_blocks)]
-    for address in filter(None, blocks):
-        first = -(-address // page) * page
-        libc.madvise(first, (address + size - first) // page * page, MADV_HUGEPAGE)
-    for address in blocks:
-        libc.free(address)
+    num_blocks = max(1, page * os.sysconf("SC_PHYS_PAGES") // largest)
+    blocks = [block for _ in range(num_blocks) if (block := libc.malloc(size))]
+    is_marked = bool(blocks)
+    for block in blocks:
+        first = -(-block // page) * page
+        length = (block + size - first) // page * page
+        is_marked = is_marked and libc.madvise(first, length, MADV_HUGEPAGE) == 0
+    for block in blocks:
+        libc.free(block)
+    return is_marked

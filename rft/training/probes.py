@@ -4,6 +4,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from rft.allocator import settle_memory
 from rft.data import job_warnings
 from rft.job import Job, ModelSettings, load_job
 from rft.models import (
@@ -79,13 +80,14 @@ def validate(
         collector = make_collector(workshop, policy, sampler, stack)
         found["sampler"] = sampler.facts.get("sampler")
         found["warnings"] = [*slow_path_warnings(policy, sampler), *found["warnings"]]
+        held = held_memory_bytes(policy.device)  # before sampling: what that frees is kept
         if samples is not None:
             job, prompts = workshop.job, workshop.train_prompts
             found["samples"] = measure_baseline(job, prompts, collector, samples)
         if estimate:
             ranks = Ranks(use_cpu=policy.device.type == "cpu")
             stack.callback(ranks.close)
-            found["estimate"] = _estimated(workshop, policy, sampler, collector, ranks)
+            found["estimate"] = _estimated(workshop, policy, sampler, collector, ranks, held)
     return found
 
 
@@ -123,6 +125,8 @@ def generate(
     system = own_system if system is None else system
     tokenizer = load_tokenizer(source, settings)
     device, dtype = choose_device_and_dtype(settings)
+    if device == "cpu":
+        settle_memory()
     base = load_model(source, settings, dtype, device)
     messages = [{"role": "system", "content": system}] if system is not None else []
     messages.append({"role": "user", "content": prompt})
@@ -159,13 +163,18 @@ def settings_of(source: ModelSource) -> tuple[ModelSettings, str | None]:
 
 
 def _estimated(
-    workshop: Workshop, policy: Policy, sampler: Sampler, collector: Collector, ranks: Ranks
+    workshop: Workshop,
+    policy: Policy,
+    sampler: Sampler,
+    collector: Collector,
+    ranks: Ranks,
+    held: int,
 ) -> dict[str, Any]:
-    """Seconds and memory of the whole job, from two real steps and the share of an evaluation."""
+    """Seconds and memory of the whole job, from two real steps and the share of an evaluation; `held`: bytes in
+    use before any sampling."""
     job, total_steps = workshop.job, workshop.job.steps(len(workshop.train_prompts))
     updater = Updater(job, policy, ranks, total_steps, sampler.is_exact)
     trainer = Trainer(job, workshop.train_prompts, sampler, collector, updater, ranks)
-    held = held_memory_bytes(policy.device)
     records = [trainer.step(step) for step in range(1, NUM_MEASURED_STEPS + 1)]
     prompts = workshop.valid_prompts[:8]
     # canaries are few whatever the number of rows, and graded while others are sampled

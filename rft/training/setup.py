@@ -132,10 +132,11 @@ def chat_kwargs(job: Job, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
 def open_workshop(job: Job, rows: Rows, runs_folder: Path) -> Workshop:
     """Find and load the model, render the prompts, and replace every `auto` of the job."""
     _refuse_lone_shard(job)
-    settle_memory()
     source = find_model(job.model, runs_folder=runs_folder)
     tokenizer, train, valid = render(job, rows, source)
     device, dtype = choose_device_and_dtype(job.engine.model)
+    if device == "cpu":
+        settle_memory()
     base = load_base(source, job.engine.model, dtype, device)
     facts = JobFacts(
         num_training_rows=len(train),

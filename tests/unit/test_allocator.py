@@ -1,14 +1,19 @@
 """Freed memory is used again without new pages, and comes in large ones where the system gives them."""
 
+import ctypes
+import ctypes.util
 import json
 import platform
+import resource
 import subprocess
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from rft.allocator import LARGE_PAGES, OVERCOMMIT
+import rft.allocator
+from rft.allocator import LARGE_PAGES, LARGEST_KEPT
 
 PROBE = """
 import ctypes, json, resource, sys
@@ -35,7 +40,7 @@ if sys.argv[1] != "by default":
 given = []
 taken = value("/proc/self/status", "VmRSS") - resident
 size = value("/proc/self/status", "VmSize")
-for block_size in (48 << 20, 48 << 20, 40 << 20):
+for block_size in json.loads(sys.argv[2]):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     block = libc.malloc(block_size)
     ctypes.memset(block, 1, block_size)
@@ -49,39 +54,44 @@ pytestmark = pytest.mark.skipif(
     platform.libc_ver()[0] != "glibc", reason="only glibc has such settings"
 )
 
-NUM_PAGES = (48 << 20) // (64 << 10)
-"""Of the first block, where the system's pages are as large as they get."""
+BLOCKS = (48 << 20, 48 << 20, 40 << 20)
+"""Bytes of the blocks that the probe asks for."""
+NUM_PAGES = [size // resource.getpagesize() for size in BLOCKS]
 
 
 def probed(how: str) -> dict[str, Any]:
     """Pages that three large blocks, each freed before the next, were given; bytes of the last one in large
     pages, taken by the settings alone, and of the process's addresses; and what the settings came to."""
     done = subprocess.run(
-        [sys.executable, "-c", PROBE, how], capture_output=True, text=True, check=True
+        [sys.executable, "-c", PROBE, how, json.dumps(BLOCKS)],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     found: dict[str, Any] = json.loads(done.stdout)
     return found
 
 
-def gives_large_pages() -> bool:
-    try:
-        return "[madvise]" in LARGE_PAGES.read_text() and OVERCOMMIT.read_text()[0] != "2"
-    except OSError:
-        return False
+def large_pages_go_to_all() -> bool:
+    return LARGE_PAGES.is_file() and "[always]" in LARGE_PAGES.read_text()
 
 
 def test_a_large_block_gets_the_pages_of_the_one_before() -> None:
-    assert min(probed("by default")["given"]) >= NUM_PAGES
+    if not large_pages_go_to_all():
+        given = probed("by default")["given"]
+        assert all(pages >= size for pages, size in zip(given, NUM_PAGES, strict=True))
     assert max(probed("kept")["given"][1:]) < 100
 
 
-@pytest.mark.skipif(not gives_large_pages(), reason="this system gives none to who asks")
+@pytest.mark.skipif(
+    not rft.allocator._large_pages_are_given(), reason="this system gives none to who asks"
+)
 def test_what_is_asked_for_comes_in_large_pages() -> None:
     assert probed("by default")["large"] == 0
     found = probed("kept")
     assert found["memory"] == "large pages"
     assert found["large"] >= 40 << 20  # up to a page at either end
-    assert found["given"][0] < NUM_PAGES
+    assert found["given"][0] < NUM_PAGES[0] // 4
     assert found["taken"] < 8 << 20  # addresses only
 
 
@@ -90,3 +100,41 @@ def test_no_addresses_are_taken_where_they_are_limited() -> None:
     assert found["memory"] == "kept"
     assert found["size"] < 1 << 30
     assert max(found["given"][1:]) < 100
+
+
+def test_only_the_memory_of_glibc_itself_is_settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What stands before it by `LD_PRELOAD` has a `malloc` of its own, and glibc's settings say nothing of that."""
+    libc, others = ctypes.CDLL(None), ctypes.CDLL(ctypes.util.find_library("m"))
+    library_of = rft.allocator._library_of
+    assert library_of(libc.malloc) == library_of(libc.mallopt) is not None
+    assert library_of(others.cbrt) != library_of(libc.malloc)
+    monkeypatch.setattr(rft.allocator, "_library_of", id)
+    assert rft.allocator.settle_memory.__wrapped__() == "as by default"
+
+
+@pytest.mark.parametrize(
+    ("addresses", "codes", "is_marked"),
+    [((4096, 8192), (0, 0), True), ((4096, 8192), (0, -1), False), ((None, None), (), False)],
+)
+def test_what_the_system_refuses_is_not_claimed(
+    addresses: tuple[int | None, ...], codes: tuple[int, ...], is_marked: bool
+) -> None:
+    largest, page = LARGEST_KEPT[0], resource.getpagesize()
+    marked: list[tuple[int, int, int]] = []
+    freed: list[int] = []
+    blocks = [*addresses]
+
+    def malloc(size: int) -> int | None:
+        assert size == largest - page
+        return blocks.pop(0) if blocks else None
+
+    def madvise(*arguments: int) -> int:
+        marked.append(arguments)
+        return codes[len(marked) - 1]
+
+    libc: Any = SimpleNamespace(
+        malloc=malloc, free=lambda block: freed.append(block), madvise=madvise
+    )
+    assert rft.allocator._ask_for_large_pages(libc, largest) == is_marked
+    assert freed == [address for address in addresses if address]
+    assert all(first % page == length % page == 0 for first, length, _ in marked)
