@@ -24,7 +24,7 @@ from rft.linear import Product
 CHUNK_TOKENS = 128
 """Tokens whose logits are in memory at once."""
 
-ROWS_AT_ONCE = 8
+ROWS_PER_THREAD = 4
 """On a CPU, of those, whose probabilities are computed together: what is read again is still in its caches."""
 
 
@@ -161,7 +161,9 @@ class _TokenLogprobs(torch.autograd.Function):
             allowed = None if allowed_tokens is None else allowed_tokens[rows]
             # new pages cost as much as the numbers: probabilities stand where the logits stood
             probabilities = logits if head.softcap is None else torch.empty_like(logits)
-            at_once = len(logits) if logits.is_cuda else ROWS_AT_ONCE
+            at_once = len(logits)
+            if logits.device.type == "cpu":
+                at_once = ROWS_PER_THREAD * max(2, torch.get_num_threads())
             for first in range(0, len(logits), at_once):
                 some = slice(first, first + at_once)
                 logprobs[rows][some], entropies[rows][some] = _logprobs_and_entropies(

@@ -130,28 +130,54 @@ class LeanLayer(GradientCheckpointingLayer):  # type: ignore[misc]
         return parts.output(output.transpose(1, 2).flatten(-2))
 
 
+_Factors = tuple[Tensor, Tensor, Tensor]
+"""Of a rotation: what a number is multiplied by, and what its partner is, in the first half and in the second."""
+
+
 class Rotation:
     """Rotary position embedding (Su et al. 2021) of the half-split kind, one for all layers."""
 
     def __init__(self) -> None:
         self._cosines: Tensor | None = None
-        self._factors: tuple[Tensor, Tensor] | None = None
+        self._factors: _Factors | None = None
 
     def __call__(
         self, heads: Float[Tensor, "B Q heads D"], position_embeddings: tuple[Tensor, Tensor]
     ) -> Float[Tensor, "B Q heads D"]:
         """heads · cos + (−second half, first half) · sin."""
-        cosines, signed_sines = self._factors_of(position_embeddings)
-        swapped = heads.roll(heads.shape[-1] // 2, dims=-1)
-        return torch.addcmul(heads * cosines, swapped, signed_sines)
+        factors = self._factors_of(position_embeddings)
+        if torch.is_grad_enabled():
+            return _Rotation.apply(heads, *factors)  # type: ignore[no-untyped-call, no-any-return]
+        return _rotated(heads, *factors)
 
-    def _factors_of(self, position_embeddings: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    def _factors_of(self, position_embeddings: tuple[Tensor, Tensor]) -> _Factors:
         cosines, sines = position_embeddings
         if self._factors is None or self._cosines is not cosines:
-            first, second = sines.chunk(2, dim=-1)
-            signed = torch.cat([-first, second], dim=-1)
-            self._cosines, self._factors = cosines, (cosines.unsqueeze(2), signed.unsqueeze(2))
+            first, second = sines.unsqueeze(2).chunk(2, dim=-1)
+            self._cosines, self._factors = cosines, (cosines.unsqueeze(2), -first, second)
         return self._factors
+
+
+def _rotated(heads: Tensor, cosines: Tensor, of_second: Tensor, of_first: Tensor) -> Tensor:
+    rotated = heads * cosines
+    (first, second), (into_first, into_second) = heads.chunk(2, dim=-1), rotated.chunk(2, dim=-1)
+    into_first.addcmul_(second, of_second)
+    into_second.addcmul_(first, of_first)
+    return rotated
+
+
+class _Rotation(torch.autograd.Function):
+    """The gradient is rotated back: the partners' factors change places."""
+
+    @staticmethod
+    def forward(ctx: Any, heads: Tensor, *factors: Tensor) -> Tensor:
+        ctx.save_for_backward(*factors)
+        return _rotated(heads, *factors)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        cosines, of_second, of_first = ctx.saved_tensors
+        return _rotated(gradients[0], cosines, of_first, of_second), None, None, None
 
 
 class Norm:
@@ -160,18 +186,21 @@ class Norm:
     def __init__(self, weight: Float[Tensor, " E"], epsilon: float):
         self._weight = weight
         self._epsilon = epsilon
+        self._least = weight.new_tensor(epsilon)
 
     def __call__(self, x: Float[Tensor, "*batch E"]) -> Float[Tensor, "*batch E"]:
         if torch.is_grad_enabled() and x.requires_grad:
-            return _Norm.apply(x, self._weight, self._epsilon)  # type: ignore[no-untyped-call, no-any-return]
+            return _Norm.apply(x, self._weight, self._least)  # type: ignore[no-untyped-call, no-any-return]
         if x.is_cpu:  # torch's own takes sixteen times as long there, from some rows on
-            return _normed(x, _inverse_rms(x, self._epsilon), self._weight)
+            return _normed(x, _inverse_rms(x, self._least), self._weight)
         return F.rms_norm(x, self._weight.shape, self._weight, self._epsilon)
 
 
-def _inverse_rms(x: Float[Tensor, "*batch E"], epsilon: float) -> Float[Tensor, "*batch 1"]:
-    norm: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return norm.square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()
+def _inverse_rms(x: Float[Tensor, "*batch E"], epsilon: Float[Tensor, ""]) -> Tensor:
+    """1 / √(mean x² + epsilon), (*batch, 1)."""
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    inverse: Tensor = torch.addcmul(epsilon, norm, norm, value=1 / x.shape[-1]).rsqrt_()
+    return inverse
 
 
 def _normed(x: Tensor, inverse_rms: Tensor, weight: Tensor) -> Tensor:
@@ -183,7 +212,7 @@ class _Norm(torch.autograd.Function):
     """With u = ∂y · weight and r = 1 / rms(x): ∂x = r u − r³ x · mean(u · x)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: Tensor) -> Tensor:
         inverse = _inverse_rms(x, epsilon)
         ctx.save_for_backward(x, weight, inverse)
         return _normed(x, inverse, weight)

@@ -129,8 +129,10 @@ class KeyValues:
         self, count: int, length: int, layer: int
     ) -> tuple[Float[Tensor, "BK length D"], Float[Tensor, "BK length W"]]:
         """Keys and values of the first tokens of the first sequences."""
-        keys, values = self.keys[layer], self.values[layer]
-        return keys[:count, :, :length].flatten(0, 1), values[:count, :, :length].flatten(0, 1)
+        return (
+            _first_of(self.keys[layer], count, length),
+            _first_of(self.values[layer], count, length),
+        )
 
 
 class Slots:
@@ -182,6 +184,15 @@ class Slots:
             bias = as_bias(visible, torch.float32).repeat_interleave(num_kv_heads, dim=0)
             self._bias[window, num_kv_heads] = bias[:, None]
         return self._bias[window, num_kv_heads]
+
+
+def _first_of(
+    store: Float[Tensor, "S K C D"], count: int, length: int
+) -> Float[Tensor, "BK length D"]:
+    """store[:count, :, :length] with sequences and heads as one axis, in one operation: every layer of every step
+    asks for four of them."""
+    _, num_heads, capacity, width = store.shape
+    return store.as_strided((count * num_heads, length, width), (capacity * width, width, 1))
 
 
 def in_buckets(length: int) -> int:
