@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -59,12 +60,12 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=13, help="no round begins that would pass")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument(
-        "--no-stock", action="store_true", help="leave TRL's setting with one micro-batch out"
+        "--no-stock", action="store_true", help="leave TRL with one micro-batch in float32 out"
     )
     parser.add_argument(
-        "--bfloat16", action="store_true",
-        help="TRL with one micro-batch in its default precision too (a quarter of an hour a step where the "
-        "processor has no units for it)",
+        "--bfloat16", action=argparse.BooleanOptionalAction, default=has_bfloat16_units(),
+        help="TRL with one micro-batch in its default precision (default: where the processor has units for it; "
+        "elsewhere a step takes a quarter of an hour)",
     )  # fmt: skip
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="job overrides")
     learning = parser.add_argument_group("time-to-reward, curves")
@@ -86,6 +87,15 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     if options.mode in ("time-to-reward", "curves", "scaling", "page") and options.out is None:
         options.out = ROOT / ("docs/bench" if options.mode == "page" else "runs/bench")
     return options
+
+
+def has_bfloat16_units() -> bool:
+    """Whether this processor multiplies matrices in bfloat16 by itself."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
+    except OSError:
+        return False
+    return not {"amx_bf16", "avx512_bf16"}.isdisjoint(flags)
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -125,9 +135,19 @@ def complete(found: dict[str, Any], options: argparse.Namespace, seconds: float)
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         load_before=os.getloadavg()[2],
     )
-    head = {"mode": options.mode, "job": options.job, "ratios": all_ratios()}
+    head = {"mode": options.mode, "job": options.job, "code": commit(), "ratios": all_ratios()}
     rest = {"machine": machine, "seconds": seconds}
     return {**head, **found, **rest}
+
+
+def commit() -> str | None:
+    """Of the code that was measured; None where git does not tell."""
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
+    try:
+        told = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return told.stdout.strip() or None
 
 
 def keep(result: dict[str, Any], path: Path) -> None:

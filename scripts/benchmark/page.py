@@ -21,6 +21,8 @@ Speed is compared with the fastest of those measured, memory with the leanest; w
 - `train`: the same recorded completions; advantages of both sides agree.
 - `time-to-reward`: rft as it is, groups without signal skipped; seconds of steps, evaluations left out on both sides.
 - TRL's rewards are computed by plain functions in its process, rft's by the job's sandboxed grader.
+- `time-to-reward`, `curves`: TRL's *tuned* setting.
+- *code*: the commit that was measured; *older* results are from before it was noted.
 - A side that waits sleeps. Peak memory is a process's own (VmHWM).
 """
 
@@ -68,11 +70,14 @@ def ratio_lines(results: Sequence[Result]) -> Iterator[str]:
     some and near that of others."""
     names = list(dict.fromkeys(name for result in results for name in result["ratios"]))
     yield from ("", "## Times better than TRL", "")
-    yield from header(["mode", "job", "processor", *(name.replace("_", " ") for name in names)])
+    yield from header(
+        ["mode", "job", "processor", "code", *(name.replace("_", " ") for name in names)]
+    )
     for result in results:
         values = [shown(result["ratios"][name]) for name in names]
         if any(values):
-            yield row([result["mode"], result["job"], result["machine"]["processor"], *values])
+            told = [result["mode"], result["job"], result["machine"]["processor"]]
+            yield row([*told, result.get("code") or "older", *values])
 
 
 def section(result: Result) -> Iterator[str]:

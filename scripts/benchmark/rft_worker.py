@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from rft.allocator import settle_memory
 from rft.job import ResolvedJob, load_job
 from rft.rollout.native import NativeSampler
 from rft.rollout.randomness import Purpose
@@ -106,7 +107,8 @@ class Side:
             "gradient_checkpointing": engine.training.gradient_checkpointing,
             "sandbox": engine.grading.python.sandbox,
         }
-        return {**environment(**self._sampler.facts), "resolved": chosen}
+        memory = settle_memory()
+        return {**environment(memory=memory, **self._sampler.facts), "resolved": chosen}
 
     def step(self, step: int) -> dict[str, Any]:
         """One whole step, from prompts to the refreshed sampler."""

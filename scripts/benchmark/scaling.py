@@ -6,7 +6,8 @@ groups are computed.
 
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -14,7 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from scripts.benchmark.plotting import plot
-from scripts.benchmark.workers import ROOT, rft_worker, say
+from scripts.benchmark.workers import ROOT, Worker, rft_worker, say
 
 GROUP = "engine.rollout.group_size"
 COMPLETION = "engine.rollout.max_completion_tokens"
@@ -24,6 +25,9 @@ FILLER = "one two three four five six seven eight nine ten "
 FILLER_TOKENS = 10
 PLAIN_PROMPT_TOKENS = 47
 MEMORY_LIMIT = 4e9
+COMPARED = ("group", "rows")
+"""Axes whose points differ by less than the machine's speed from one minute to the next: all are opened at once
+and measured in turn."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,7 @@ class Point:
     samples_only: bool = False
     """Sample, and do not train."""
     repeats: int = 2
+    """Beside a first round, which counts where it is the only one."""
     prompt_tokens: int | None = None
     """Pad prompts to about so many tokens."""
 
@@ -60,7 +65,7 @@ def points_of(axis: str) -> list[Point]:
             Point(axis, rows, {GROUP: 8, BATCH: 16, COMPLETION: 32, SLOTS: rows}, True, 3)
             for rows in (8, 16, 32, 64, 128)
         ]
-    return [Point("memory", 512, {GROUP: 16, BATCH: 4, COMPLETION: 512}, repeats=1)]
+    return [Point("memory", 512, {GROUP: 16, BATCH: 4, COMPLETION: 512}, repeats=0)]
 
 
 def measure_scaling(
@@ -69,7 +74,9 @@ def measure_scaling(
     """All points of the axes; those of other axes are taken from an earlier result in the folder."""
     points = earlier_points(folder / f"scaling-{job}.json")
     for axis in axes:
-        points[axis] = [measure(job, num_threads, point) for point in points_of(axis)]
+        sizes = points_of(axis)
+        together = [sizes] if axis in COMPARED else [[size] for size in sizes]
+        points[axis] = [told for some in together for told in measure(job, num_threads, some)]
     if any(axis != "memory" for axis in points):
         plot("scaling", {"points": points}, folder / f"scaling-{job}.png")
     return {"points": points, "verdict": verdict(points)}
@@ -82,8 +89,33 @@ def earlier_points(path: Path) -> dict[str, list[dict[str, Any]]]:
     return points
 
 
-def measure(job: str, num_threads: int, point: Point) -> dict[str, Any]:
-    """Medians of a point's repeats."""
+def measure(job: str, num_threads: int, points: Sequence[Point]) -> list[dict[str, Any]]:
+    """Medians of each point's repeats, in turn with the other points, after a round that is not counted."""
+    with ExitStack() as stack:
+        opened = [stack.enter_context(opened_at(job, num_threads, point)) for point in points]
+        samples: list[list[dict[str, Any]]] = [[] for _ in points]
+        for number in range(1, 2 + max(point.repeats for point in points)):
+            for point, worker, taken in zip(points, opened, samples, strict=True):
+                if number <= 1 + point.repeats:
+                    method = "sample" if point.samples_only else "step"
+                    taken.append(worker.ask(method, step=number))
+        found = []
+        for point, worker, taken in zip(points, opened, samples, strict=True):
+            prompt = worker.ask("settings", num_steps=1)["train"][0]
+            told = {
+                "value": point.value,
+                **costs(taken[1:] or taken),
+                "prompt_tokens": len(prompt["token_ids"]),
+                "peak_memory": worker.ask("peak_memory"),
+            }
+            say(f"  {point.axis}: {json.dumps(told)}")
+            found.append(told)
+        return found
+
+
+@contextmanager
+def opened_at(job: str, num_threads: int, point: Point) -> Iterator[Worker]:
+    """rft with the job at this size."""
     config = ROOT / "configs" / job
     with TemporaryDirectory() as scratch, rft_worker(num_threads) as worker:
         overrides = [f"{key}={value}" for key, value in point.overrides.items()]
@@ -98,13 +130,7 @@ def measure(job: str, num_threads: int, point: Point) -> dict[str, Any]:
             all_groups=True,
             full_length=True,
         )
-        [prompt] = worker.ask("settings", num_steps=1)["train"][:1]
-        method = "sample" if point.samples_only else "step"
-        samples = [worker.ask(method, step=n) for n in range(1, point.repeats + 1)]
-        peak = worker.ask("peak_memory")
-    told = {**costs(samples), "prompt_tokens": len(prompt["token_ids"]), "peak_memory": peak}
-    say(f"  {point.axis} {point.value}: {json.dumps(told)}")
-    return {"value": point.value, **told}
+        yield worker
 
 
 def costs(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

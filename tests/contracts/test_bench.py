@@ -240,7 +240,7 @@ def test_the_page_shows_ratios_and_medians(tmp_path: Path) -> None:
     (tmp_path / "step-arithmetic.json").write_text(json.dumps(result))
     page = write_page(tmp_path).read_text(encoding="utf-8")
     processor = result["machine"]["processor"]
-    assert f"| step | arithmetic | {processor} |  |  | 4.25 |  |  |" in page
+    assert f"| step | arithmetic | {processor} | {result['code']} |  |  | 4.25 |  |  |" in page
     assert "| rft | 10 | 1 |" in page and "peak memory of rft: 2.50 GB" in page
 
 
