@@ -26,6 +26,7 @@ LARGEST_KEPT = (1 << 30, 1 << 25)
 LARGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 OVERCOMMIT = Path("/proc/sys/vm/overcommit_memory")
 NEVER_OVERCOMMITS = "2"
+
 Memory = Literal["large pages", "kept", "as by default"]
 """Freed memory is kept and asks for large pages; it is kept; nothing is changed."""
 

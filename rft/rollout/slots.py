@@ -191,7 +191,8 @@ def _first_of(
 ) -> Float[Tensor, "BK length D"]:
     """store[:count, :, :length] with sequences and heads as one axis, in one operation: every layer of every step
     asks for four of them."""
-    _, num_heads, capacity, width = store.shape
+    num_sequences, num_heads, capacity, width = store.shape
+    assert count <= num_sequences and length <= capacity  # else the memory of others would be read
     return store.as_strided((count * num_heads, length, width), (capacity * width, width, 1))
 
 

@@ -140,6 +140,16 @@ def test_rotation_by_a_quarter_turn() -> None:
     assert Rotation()(heads, (cosines, sines)).flatten().tolist() == [-3.0, -4.0, 1.0, 2.0]
 
 
+def test_the_gradient_of_a_rotation() -> None:
+    heads = torch.randn(1, 2, 3, 4, dtype=torch.float64, requires_grad=True)
+    factors = torch.randn(2, 1, 2, 4, dtype=torch.float64)  # no two of them alike
+    rotated = Rotation()(heads, (factors[0], factors[1]))
+    assert torch.autograd.gradcheck(lambda x: Rotation()(x, (factors[0], factors[1])), (heads,))
+    halves = torch.cat([-heads[..., 2:], heads[..., :2]], dim=-1)
+    expected = heads * factors[0].unsqueeze(2) + halves * factors[1].unsqueeze(2)
+    assert torch.allclose(rotated, expected)
+
+
 def test_rotation_follows_the_positions_of_each_pass() -> None:
     rotation, heads = Rotation(), torch.randn(1, 2, 3, 4)
     ones, zeros = torch.ones(1, 2, 4), torch.zeros(1, 2, 4)

@@ -253,6 +253,8 @@ def test_weights_that_moved_are_recorded_again(monkeypatch: pytest.MonkeyPatch) 
     negate_adapter(policy)
     sampler.refresh()
     after, expected = completions(sampler, requests), completions(plain_sampler(policy), requests)
+    new_sampler = recording_sampler(policy, 8, FixedRecorder())
+    assert after == completions(new_sampler, requests) != before
     assert tokens_of(after) == tokens_of(expected) != tokens_of(before)
     for found, wanted in zip(after, expected, strict=True):  # of other lengths, on some processors
         logprobs = (one.completion.sampling_logprobs for one in (found, wanted))
