@@ -23,6 +23,11 @@ MADV_HUGEPAGE = 14
 LARGEST_KEPT = (1 << 30, 1 << 25)
 """Bytes: larger blocks still are mappings of their own. Before version 2.35 glibc takes no more than the second."""
 
+MOST_BLOCKS = 1 << 13
+"""That ask for large pages: each is a mapping, and so is what lies between two, of 65,530 a process may have."""
+
+PROBE_BYTES = 1 << 26
+
 LARGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 OVERCOMMIT = Path("/proc/sys/vm/overcommit_memory")
 NEVER_OVERCOMMITS = "2"
@@ -40,36 +45,65 @@ def settle_memory() -> Memory:
     """
     if not sys.platform.startswith("linux"):
         return "as by default"
-    libc = ctypes.CDLL(None)
-    if not hasattr(libc, "mallopt") or _library_of(libc.malloc) != _library_of(libc.mallopt):
+    try:
+        glibc = ctypes.CDLL("libc.so.6")
+    except OSError:
         return "as by default"
-    largest = next((size for size in LARGEST_KEPT if libc.mallopt(M_MMAP_THRESHOLD, size)), 0)
+    if not _serves(glibc, ctypes.CDLL(None)):
+        return "as by default"
+    largest = next((size for size in LARGEST_KEPT if glibc.mallopt(M_MMAP_THRESHOLD, size)), 0)
     if not largest:
         return "as by default"
-    libc.mallopt(M_TRIM_THRESHOLD, -1)  # never
-    # in smaller blocks the machine's memory would be more mappings than a process may have
-    if largest == LARGEST_KEPT[0] and _large_pages_are_given():
-        return "large pages" if _ask_for_large_pages(libc, largest) else "kept"
+    glibc.mallopt(M_TRIM_THRESHOLD, -1)  # never
+    num_blocks = max(1, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // largest)
+    if num_blocks <= MOST_BLOCKS and _large_pages_are_given():
+        is_marked = _ask_for_large_pages(glibc, largest, num_blocks)
+        return "large pages" if is_marked else "kept"
     return "kept"
 
 
-class _Place(ctypes.Structure):
-    """`Dl_info` of dlfcn.h."""
+class _Used(ctypes.Structure):
+    """`mallinfo2` of malloc.h: bytes."""
 
-    _fields_ = (
-        ("library", ctypes.c_char_p),
-        ("base", ctypes.c_void_p),
-        ("symbol", ctypes.c_char_p),
-        ("address", ctypes.c_void_p),
+    _fields_ = tuple(
+        (name, ctypes.c_size_t)
+        for name in (
+            *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
+            *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
+        )
     )
 
 
-def _library_of(function: Any) -> int | None:
-    """Where the library that has the function begins in memory."""
-    place = _Place()
-    address = ctypes.cast(function, ctypes.c_void_p)
-    ctypes.CDLL(None).dladdr(address, ctypes.byref(place))
-    return place.base  # type: ignore[no-any-return]
+class _UsedAsInt(ctypes.Structure):
+    """The same before version 2.33 of glibc: 32 bits of each, so that differences are taken in 32 bits."""
+
+    _fields_ = tuple((name, ctypes.c_int) for name, _ in _Used._fields_)
+
+
+def _serves(glibc: Any, process: Any) -> bool:
+    """Whether the process's memory is glibc's: what it asks for shows in glibc's own count."""
+    name, kind = ("mallinfo2", _Used) if hasattr(glibc, "mallinfo2") else ("mallinfo", _UsedAsInt)
+    if not hasattr(glibc, name) or not hasattr(glibc, "mallopt"):
+        return False
+    used = getattr(glibc, name)
+    used.restype = kind
+
+    def num_bytes() -> int:
+        counts = used()
+        return int(counts.hblkhd + counts.uordblks)
+
+    _declare(process)
+    before = num_bytes()
+    block = process.malloc(PROBE_BYTES)
+    grown = (num_bytes() - before) % (1 << 32)
+    process.free(block)
+    return bool(block) and PROBE_BYTES <= grown < 2 * PROBE_BYTES
+
+
+def _declare(libc: Any) -> None:
+    """What the functions take and give: addresses are not of C's `int`."""
+    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    libc.free.argtypes = [ctypes.c_void_p]
 
 
 def _large_pages_are_given() -> bool:
@@ -83,17 +117,15 @@ def _large_pages_are_given() -> bool:
     return is_given and not counts_unused and set(limits) == {resource.RLIM_INFINITY}
 
 
-def _ask_for_large_pages(libc: ctypes.CDLL, largest: int) -> bool:
+def _ask_for_large_pages(libc: Any, largest: int, num_blocks: int) -> bool:
     """Have the heap grow by as much as the machine has, mark that, and leave it to the heap; of each block only the
-    page with its header is touched. False where the system refused."""
-    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
-    libc.free.argtypes = [ctypes.c_void_p]
+    page with its header is touched. False where the system refused any of it."""
+    _declare(libc)
     libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     page = os.sysconf("SC_PAGE_SIZE")
     size = largest - page  # what is as large as that is a mapping of its own
-    num_blocks = max(1, page * os.sysconf("SC_PHYS_PAGES") // largest)
     blocks = [block for _ in range(num_blocks) if (block := libc.malloc(size))]
-    is_marked = bool(blocks)
+    is_marked = len(blocks) == num_blocks
     for block in blocks:
         first = -(-block // page) * page
         length = (block + size - first) // page * page

@@ -76,11 +76,11 @@ def validate(
     with ExitStack() as stack:
         workshop = open_workshop(job, rows, runs_folder)
         policy = make_policy(workshop)
+        held = held_memory_bytes(policy.device)  # before the sampler's examination: what is freed is kept
         sampler = make_sampler(workshop, policy)
         collector = make_collector(workshop, policy, sampler, stack)
         found["sampler"] = sampler.facts.get("sampler")
         found["warnings"] = [*slow_path_warnings(policy, sampler), *found["warnings"]]
-        held = held_memory_bytes(policy.device)  # before sampling: what that frees is kept
         if samples is not None:
             job, prompts = workshop.job, workshop.train_prompts
             found["samples"] = measure_baseline(job, prompts, collector, samples)

@@ -3,7 +3,6 @@
 import argparse
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -17,7 +16,7 @@ from scripts.benchmark.learning import Race, draw_curves, race
 from scripts.benchmark.page import write_page
 from scripts.benchmark.ratios import RATIOS, all_ratios
 from scripts.benchmark.scaling import measure_scaling
-from scripts.benchmark.workers import ROOT, WorkerError
+from scripts.benchmark.workers import ROOT, WorkerError, commit
 
 COMPARISONS: dict[str, Callable[[Plan], dict[str, Any]]] = {
     "step": compare_steps,
@@ -32,13 +31,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.mode == "page":
         print(write_page(options.out))
         return 0
-    began = time.monotonic()
+    began, code = time.monotonic(), commit()
     try:
         found = measure(options)
     except (RftError, WorkerError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 3
-    result = complete(found, options, time.monotonic() - began)
+    result = complete({"code": code, **found}, options, time.monotonic() - began)
     if options.out:
         keep(result, options.out / f"{options.mode}-{options.job}.json")
     print(json.dumps(result) if options.json else table(result))
@@ -90,12 +89,12 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def has_bfloat16_units() -> bool:
-    """Whether this processor multiplies matrices in bfloat16 by itself."""
+    """Whether this processor multiplies matrices in bfloat16 by itself: x86's names for it, and ARM's."""
     try:
         flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
     except OSError:
         return False
-    return not {"amx_bf16", "avx512_bf16"}.isdisjoint(flags)
+    return not {"amx_bf16", "avx512_bf16", "bf16", "svebf16"}.isdisjoint(flags)
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -135,19 +134,9 @@ def complete(found: dict[str, Any], options: argparse.Namespace, seconds: float)
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         load_before=os.getloadavg()[2],
     )
-    head = {"mode": options.mode, "job": options.job, "code": commit(), "ratios": all_ratios()}
+    head = {"mode": options.mode, "job": options.job, "ratios": all_ratios()}
     rest = {"machine": machine, "seconds": seconds}
     return {**head, **found, **rest}
-
-
-def commit() -> str | None:
-    """Of the code that was measured; None where git does not tell."""
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
-    try:
-        told = subprocess.run(command, capture_output=True, text=True, check=False)
-    except OSError:
-        return None
-    return told.stdout.strip() or None
 
 
 def keep(result: dict[str, Any], path: Path) -> None:

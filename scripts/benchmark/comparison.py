@@ -8,7 +8,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from scripts.benchmark.ratios import all_ratios, better_setting, medians, times_less, times_more
+from scripts.benchmark.ratios import (
+    Medians,
+    all_ratios,
+    better_setting,
+    medians,
+    times_less,
+    times_more,
+)
 from scripts.benchmark.workers import (
     ROOT,
     Worker,
@@ -25,6 +32,8 @@ NUM_STEPS = 64
 """Steps of prompts that the other side is given: more than any mode runs."""
 
 QUICK_SECONDS = 60
+NUM_UNTUNED = 3
+"""Steps of an untuned setting of TRL, at most."""
 
 LEFT_OUT = ("train", "valid", "model_folder")
 """Settings that are rows, or a place on one machine."""
@@ -80,13 +89,17 @@ class Bench:
             yield worker
             self.peaks[worker.side] = worker.ask("peak_memory")
 
-    def note_untuned(self, measure: Callable[[Worker], dict[str, Any]]) -> None:
-        """Each of these settings by itself, first: once, or twice where that takes no more than a minute or so."""
+    def note_untuned(self, measure: Callable[[Worker, int], dict[str, Any]]) -> None:
+        """Each of these settings by itself, first: one step; where that takes less than a minute it does not count,
+        and two more do."""
         for setting in self.plan.untuned:
             with self.trl(setting) as worker:
-                self.note(worker.side, 1, measure(worker))
-                if self.samples[worker.side][0]["seconds"] < QUICK_SECONDS:
-                    self.note(worker.side, 2, measure(worker))
+                first = measure(worker, 1)
+                if first["seconds"] >= QUICK_SECONDS:
+                    self.note(worker.side, 1, first)
+                    continue
+                for number in range(2, 1 + NUM_UNTUNED):
+                    self.note(worker.side, number, measure(worker, number))
 
     def rounds(self, measures: Mapping[str, Callable[[int], dict[str, Any]]]) -> None:
         """One measurement of each side in turn, `repeats` times, or as often as the minutes allow."""
@@ -138,7 +151,7 @@ def compare_steps(plan: Plan) -> dict[str, Any]:
     """Whole steps: sampling, grading, training, refreshed weights."""
     with ExitStack() as stack:
         bench = Bench(plan, stack)
-        bench.note_untuned(_step)
+        bench.note_untuned(lambda trl, _: _step(trl))
         with bench.trl("tuned") as tuned:
             bench.rounds(
                 {
@@ -150,11 +163,11 @@ def compare_steps(plan: Plan) -> dict[str, Any]:
         _add_rates(bench.samples, "sampling_seconds")
         middle = medians(bench.samples)
         ours, theirs = middle["rft"], middle[better_setting(middle, "seconds", TRL_SIDES)]
-        rates = [middle[side]["tokens_per_second"] for side in TRL_SIDES if side in middle]
+        rate = ours["tokens_per_second"]
         return bench.result(
             "seconds",
             step_seconds=times_less(ours["seconds"], theirs["seconds"]),
-            sample_tokens_per_second=times_more(ours["tokens_per_second"], max(rates)),
+            sample_tokens_per_second=times_more(rate, _highest_rate(middle)),
             peak_memory=bench.memory_ratio(),
         )
 
@@ -163,9 +176,10 @@ def compare_training(plan: Plan) -> dict[str, Any]:
     """Forward, backward and optimizer on completions that rft recorded."""
     with ExitStack() as stack:
         bench = Bench(plan, stack)
-        recorded = {n: bench.rft.ask("record", step=n) for n in range(1, plan.repeats + 1)}
+        num_steps = max(plan.repeats, NUM_UNTUNED if plan.untuned else 0)
+        recorded = {n: bench.rft.ask("record", step=n) for n in range(1, num_steps + 1)}
         say(f"recorded {sum(one['num_tokens'] for one in recorded.values())} completion tokens")
-        bench.note_untuned(lambda trl: _trained(trl, recorded[1]))
+        bench.note_untuned(lambda trl, number: _trained(trl, recorded[number]))
         with bench.trl("tuned") as tuned:
             bench.rounds(
                 {
@@ -188,7 +202,7 @@ def compare_samplers(plan: Plan) -> dict[str, Any]:
     with ExitStack() as stack:
         bench = Bench(plan, stack)
         size = bench.settings["batch_size"]
-        bench.note_untuned(lambda trl: trl.ask("sample", first=0))
+        bench.note_untuned(lambda trl, n: trl.ask("sample", first=(n - 1) * size))
         limits = stack.enter_context(gemm_worker(plan.num_threads))
         limits.ask("start", model_folder=bench.settings["model_folder"])
         with bench.trl("tuned") as tuned:
@@ -214,12 +228,18 @@ def compare_samplers(plan: Plan) -> dict[str, Any]:
             sample.pop("prompts")
         middle = medians(bench.samples)
         rate = middle["rft"]["tokens_per_second"]
-        theirs = middle[better_setting(middle, "seconds", TRL_SIDES)]["tokens_per_second"]
-        result = bench.result("seconds", sample_tokens_per_second=times_more(rate, theirs))
+        result = bench.result(
+            "seconds_per_token", sample_tokens_per_second=times_more(rate, _highest_rate(middle))
+        )
         limit = middle["gemm_limit"]["tokens_per_second"]
         result["gemm_limit"] = {"tokens_per_second": limit, "share": rate / limit}
         result["times_vllm"] = times_more(rate, middle.get("vllm", {}).get("tokens_per_second"))
         return result
+
+
+def _highest_rate(middle: Medians) -> float:
+    """Of TRL's settings, tokens per second: lengths are natural, and the fewest seconds may be of the fewest tokens."""
+    return max(middle[side]["tokens_per_second"] for side in TRL_SIDES if side in middle)
 
 
 def _step(worker: Worker) -> dict[str, Any]:
@@ -257,3 +277,4 @@ def _limit(worker: Worker, sampled: Mapping[str, Any]) -> dict[str, Any]:
 def _add_rates(samples: Mapping[str, Sequence[dict[str, Any]]], key: str) -> None:
     for sample in (sample for rows in samples.values() for sample in rows):
         sample["tokens_per_second"] = sample["num_tokens"] / sample[key]
+        sample["seconds_per_token"] = sample[key] / sample["num_tokens"]

@@ -15,7 +15,15 @@ from typing import Any
 
 from scripts.benchmark.plotting import plot
 from scripts.benchmark.ratios import all_ratios, times_less
-from scripts.benchmark.workers import ROOT, Worker, rft_worker, say, trl_worker
+from scripts.benchmark.workers import (
+    ROOT,
+    Worker,
+    codes_of,
+    commit,
+    rft_worker,
+    say,
+    trl_worker,
+)
 
 Run = dict[str, Any]
 SIDES = ("rft", "trl")
@@ -57,6 +65,7 @@ class Runner:
         self._worker = worker
         self.run: Run = {
             "job": race.job,
+            "code": commit(),
             "side": side,
             "seed": seed,
             "target": race.target,
@@ -129,6 +138,7 @@ def race(plan: Race) -> dict[str, Any]:
     is_told = bool(ours) and bool(theirs) and None not in ours
     ratio = times_less(statistics.median(ours), statistics.median(theirs)) if is_told else None
     return {
+        "code": codes_of(runs),
         "ratios": all_ratios(time_to_reward=ratio),
         "compared_with": "trl_tuned",
         "target": plan.target,
@@ -154,6 +164,7 @@ def draw_curves(plan: Race) -> dict[str, Any]:
         for side in SIDES
     }
     found = {
+        "code": codes_of(runs),
         "curves": curves,
         "verdict": verdict(curves["rft"], curves["trl"]) if all(curves.values()) else None,
     }

@@ -9,11 +9,11 @@ Result = Mapping[str, Any]
 
 INTRODUCTION = """# What the bench measured
 
-Written by `scripts/bench page` from the JSON beside it. rft and TRL ran in turn in one call, on the same model,
-prompts and settings; every ratio says how many times better rft is. TRL in its settings: *tuned* is micro-batches
-of 8 in float32 without checkpointing and dropout; *stock* is one micro-batch of 64 in float32 and otherwise its
-defaults; *bfloat16* leaves its default precision as well: measured where the processor has units for it (Intel's AMX);
-elsewhere a step takes a quarter of an hour.
+Written by `scripts/bench page` from the JSON beside it. rft and TRL as tuned ran in turn in one call, on the same
+model, prompts and settings; every ratio says how many times better rft is. TRL in its settings: *tuned* is
+micro-batches of 8 in float32 without checkpointing and dropout; *stock* is one micro-batch of 64 in float32 and
+otherwise its defaults; *bfloat16* leaves its default precision as well: measured where the processor has units for it
+(Intel's AMX); elsewhere a step takes a quarter of an hour.
 Speed is compared with the fastest of those measured, memory with the leanest; which were measured, the rows tell.
 
 - `step`, `sampler`, `train`: learning rate 0, natural lengths, no group skipped. TRL computes groups without signal
@@ -22,10 +22,10 @@ Speed is compared with the fastest of those measured, memory with the leanest; w
 - `time-to-reward`: rft as it is, groups without signal skipped; seconds of steps, evaluations left out on both sides.
 - TRL's rewards are computed by plain functions in its process, rft's by the job's sandboxed grader.
 - `time-to-reward`, `curves`: TRL's *tuned* setting.
-- *code*: the commit that was measured; *older* results are from before it was noted.
-- The machines are shared, and their speed is not theirs alone: on the AMD one the GEMM limit was 898 tokens/s in one
-  session and 262 to 285 in the next. The slower products are, the less everything else counts, of which TRL has more:
-  at 898 a step was 5.5 times (arithmetic) and 8.1 times (capitals) as fast, training 5.5 and 7.5, sampling 5.7.
+- *code*: the commit that was measured; *unknown* where none was noted.
+- *stock* and *bfloat16* are measured by themselves, before the rounds: one step, or where that takes less than a
+  minute two after one that does not count.
+- The machines are shared, and their speed is not theirs alone. Figures of different calls are not to be compared.
 - A side that waits sleeps. Peak memory is a process's own (VmHWM).
 """
 
@@ -80,7 +80,7 @@ def ratio_lines(results: Sequence[Result]) -> Iterator[str]:
         values = [shown(result["ratios"][name]) for name in names]
         if any(values):
             told = [result["mode"], result["job"], result["machine"]["processor"]]
-            yield row([*told, result.get("code") or "older", *values])
+            yield row([*told, result.get("code") or "unknown", *values])
 
 
 def section(result: Result) -> Iterator[str]:
@@ -144,7 +144,10 @@ def runs_table(runs: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 def points_table(axis: str, points: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     yield from header(
-        [axis, "sampling ms/token", "training ms/token", "s/completion", "prompt", "peak memory"]
+        [
+            *(axis, "sampling ms/token", "training ms/token", "s/completion", "prompt"),
+            *("peak memory", "code"),
+        ]
     )
     for point in points:
         costs = [point["sampling_per_token"], point["training_per_token"]]
@@ -155,6 +158,7 @@ def points_table(axis: str, points: Sequence[Mapping[str, Any]]) -> Iterator[str
                 f"{point['seconds_per_completion']:.3f}",
                 str(point["prompt_tokens"]),
                 f"{point['peak_memory'] / 1e9:.2f} GB",
+                point.get("code") or "unknown",
             ]
         )
     yield ""

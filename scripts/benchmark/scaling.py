@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from scripts.benchmark.plotting import plot
-from scripts.benchmark.workers import ROOT, Worker, rft_worker, say
+from scripts.benchmark.workers import ROOT, Worker, codes_of, commit, rft_worker, say
 
 GROUP = "engine.rollout.group_size"
 COMPLETION = "engine.rollout.max_completion_tokens"
@@ -79,7 +79,8 @@ def measure_scaling(
         points[axis] = [told for some in together for told in measure(job, num_threads, some)]
     if any(axis != "memory" for axis in points):
         plot("scaling", {"points": points}, folder / f"scaling-{job}.png")
-    return {"points": points, "verdict": verdict(points)}
+    code = codes_of([point for axis in points.values() for point in axis])
+    return {"code": code, "points": points, "verdict": verdict(points)}
 
 
 def earlier_points(path: Path) -> dict[str, list[dict[str, Any]]]:
@@ -104,6 +105,7 @@ def measure(job: str, num_threads: int, points: Sequence[Point]) -> list[dict[st
             prompt = worker.ask("settings", num_steps=1)["train"][0]
             told = {
                 "value": point.value,
+                "code": commit(),
                 **costs(taken[1:] or taken),
                 "prompt_tokens": len(prompt["token_ids"]),
                 "peak_memory": worker.ask("peak_memory"),

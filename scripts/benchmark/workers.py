@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,29 @@ ROOT = Path(__file__).parents[2]
 TRL_ENVIRONMENT = ROOT / ".venv-bench"
 TRL_REQUIREMENTS = ROOT / "scripts" / "bench-trl-requirements.txt"
 VLLM_ENVIRONMENT = ROOT / ".venv-vllm"
+
+
+def commit() -> str | None:
+    """Of the code as it lies here, `-dirty` where it is not as committed; None where git does not tell."""
+    code = ("rft", "scripts", "configs", "constraints.txt")
+    found = _git("rev-parse", "--short", "HEAD")
+    return found and found + ("-dirty" if _git("status", "--porcelain", "--", *code) else "")
+
+
+def codes_of(measured: Sequence[Mapping[str, Any]]) -> str | None:
+    """The commits of what may have been measured at different times; those that were not noted are unknown."""
+    codes = {one.get("code") or "unknown" for one in measured}
+    return ", ".join(sorted(codes)) or None
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=False
+        )
+    except OSError:
+        return None
+    return done.stdout.strip() or None
 
 
 class WorkerError(Exception):

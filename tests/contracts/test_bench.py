@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from rft.graders.sample import make_sample
 from rft.job import load_job
 from scripts.benchmark import gemm, rft_worker
 from scripts.benchmark.__main__ import complete, read_options, table
+from scripts.benchmark.comparison import Bench, Plan
 from scripts.benchmark.learning import Race, last_mean, seconds_until, verdict
 from scripts.benchmark.page import write_page
 from scripts.benchmark.ratios import (
@@ -31,7 +33,7 @@ from scripts.benchmark.scaling import costs, padded_rows, points_of
 from scripts.benchmark.scaling import verdict as scaling_verdict
 from scripts.benchmark.settings import refuse_unequal
 from scripts.benchmark.vllm_worker import Side
-from scripts.benchmark.workers import ROOT, Worker, WorkerError
+from scripts.benchmark.workers import ROOT, Worker, WorkerError, codes_of
 from tests.jobs import resolved_job, write_job
 from tests.tiny import save_tiny_model, tiny_model
 
@@ -77,6 +79,44 @@ def test_the_better_setting_is_the_faster_one_that_was_measured() -> None:
     assert middle == {"trl_tuned": {"seconds": 5.0}, "trl_stock": {"seconds": 6.0}}
     assert better_setting(middle, "seconds", ("trl_stock", "trl_tuned")) == "trl_tuned"
     assert better_setting(middle, "seconds", ("trl_stock", "other")) == "trl_stock"
+
+
+class Told:
+    """A side whose steps take so long, and that is told of each."""
+
+    side = "trl_stock"
+
+    def __init__(self, seconds: float):
+        self.seconds = seconds
+        self.steps: list[int] = []
+
+    def measure(self, worker: "Told", number: int) -> dict[str, Any]:
+        assert worker is self
+        self.steps.append(number)
+        return {"seconds": self.seconds + number}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "steps", "counted"), [(100.0, [1], [101.0]), (9.0, [1, 2, 3], [11.0, 12.0])]
+)
+def test_an_untuned_setting_is_measured_again_where_that_is_quick(
+    seconds: float, steps: list[int], counted: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the prompts of step after step: TRL goes through its rows in order."""
+    told = Told(seconds)
+    bench = object.__new__(Bench)
+    bench.plan = Plan("arithmetic", 3, 13, 1, untuned=("stock",))
+    bench.samples = {}
+    monkeypatch.setattr(Bench, "trl", lambda self, setting: nullcontext(told))
+    bench.note_untuned(told.measure)  # type: ignore[arg-type]
+    assert told.steps == steps
+    assert [sample["seconds"] for sample in bench.samples["trl_stock"]] == counted
+
+
+def test_results_measured_at_different_times_name_all_their_commits() -> None:
+    assert codes_of([{"code": "b"}, {"code": "a"}, {"code": "b"}]) == "a, b"
+    assert codes_of([{"code": None}, {}]) == "unknown"
+    assert codes_of([]) is None
 
 
 def test_groups_without_signal_get_a_tie_breaker_and_others_keep_theirs() -> None:
@@ -236,11 +276,11 @@ def test_the_page_shows_ratios_and_medians(tmp_path: Path) -> None:
         "samples": {"rft": [{"seconds": 10.0}]},
         "peak_memory": {"rft": 2_500_000_000},
     }
-    result = complete(found, read_options(["step"]), 60.0)
+    result = complete({"code": "abc1234", **found}, read_options(["step"]), 60.0)
     (tmp_path / "step-arithmetic.json").write_text(json.dumps(result))
     page = write_page(tmp_path).read_text(encoding="utf-8")
     processor = result["machine"]["processor"]
-    assert f"| step | arithmetic | {processor} | {result['code']} |  |  | 4.25 |  |  |" in page
+    assert f"| step | arithmetic | {processor} | abc1234 |  |  | 4.25 |  |  |" in page
     assert "| rft | 10 | 1 |" in page and "peak memory of rft: 2.50 GB" in page
 
 

@@ -1,8 +1,8 @@
 """Freed memory is used again without new pages, and comes in large ones where the system gives them."""
 
 import ctypes
-import ctypes.util
 import json
+import mmap
 import platform
 import resource
 import subprocess
@@ -105,17 +105,25 @@ def test_no_addresses_are_taken_where_they_are_limited() -> None:
 
 def test_only_the_memory_of_glibc_itself_is_settled(monkeypatch: pytest.MonkeyPatch) -> None:
     """What stands before it by `LD_PRELOAD` has a `malloc` of its own, and glibc's settings say nothing of that."""
-    libc, others = ctypes.CDLL(None), ctypes.CDLL(ctypes.util.find_library("m"))
-    library_of = rft.allocator._library_of
-    assert library_of(libc.malloc) == library_of(libc.mallopt) is not None
-    assert library_of(others.cbrt) != library_of(libc.malloc)
-    monkeypatch.setattr(rft.allocator, "_library_of", id)
+    glibc = ctypes.CDLL("libc.so.6")
+    assert rft.allocator._serves(glibc, ctypes.CDLL(None))
+    mapped = mmap.mmap(-1, rft.allocator.PROBE_BYTES)  # memory, and none of glibc's
+    other: Any = SimpleNamespace(malloc=lambda size: id(mapped), free=lambda block: None)
+    assert not rft.allocator._serves(glibc, other)
+    without_count: Any = SimpleNamespace(mallopt=lambda key, value: 1)
+    assert not rft.allocator._serves(without_count, ctypes.CDLL(None))
+    monkeypatch.setattr(rft.allocator, "_serves", lambda *libraries: False)
     assert rft.allocator.settle_memory.__wrapped__() == "as by default"
 
 
 @pytest.mark.parametrize(
     ("addresses", "codes", "is_marked"),
-    [((4096, 8192), (0, 0), True), ((4096, 8192), (0, -1), False), ((None, None), (), False)],
+    [
+        ((4096, 8192), (0, 0), True),
+        ((4096, 8192), (0, -1), False),
+        ((4096, None), (0,), False),
+        ((None, None), (), False),
+    ],
 )
 def test_what_the_system_refuses_is_not_claimed(
     addresses: tuple[int | None, ...], codes: tuple[int, ...], is_marked: bool
@@ -127,7 +135,7 @@ def test_what_the_system_refuses_is_not_claimed(
 
     def malloc(size: int) -> int | None:
         assert size == largest - page
-        return blocks.pop(0) if blocks else None
+        return blocks.pop(0)
 
     def madvise(*arguments: int) -> int:
         marked.append(arguments)
@@ -136,6 +144,6 @@ def test_what_the_system_refuses_is_not_claimed(
     libc: Any = SimpleNamespace(
         malloc=malloc, free=lambda block: freed.append(block), madvise=madvise
     )
-    assert rft.allocator._ask_for_large_pages(libc, largest) == is_marked
+    assert rft.allocator._ask_for_large_pages(libc, largest, 2) == is_marked
     assert freed == [address for address in addresses if address]
     assert all(first % page == length % page == 0 for first, length, _ in marked)

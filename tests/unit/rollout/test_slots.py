@@ -204,6 +204,21 @@ def test_a_move_copies_no_more_than_it_is_told() -> None:
     assert torch.equal(memory.values[0][0, :, :3], second[2][0, :, :3])
 
 
+def test_what_is_read_is_of_these_sequences_and_this_layer_alone() -> None:
+    memory, prefill = KeyValues(3, 64), Prefill(40)
+    for layer in (0, 1):
+        prefill.keys[layer] = torch.randn(2, 40, WIDTH)
+        prefill.values[layer] = torch.randn(2, 40, WIDTH + 3)
+    memory.fill(0, prefill, 3)
+    for layer in (0, 1):
+        keys, values = memory.first(2, 32, layer)
+        assert torch.equal(keys, memory.keys[layer][:2, :, :32].flatten(0, 1))
+        assert torch.equal(values, memory.values[layer][:2, :, :32].flatten(0, 1))
+    for count, length in ((4, 32), (2, 96)):
+        with pytest.raises(AssertionError):
+            memory.first(count, length, 0)
+
+
 @BOTH
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_neighbours_do_not_matter(kind: AttentionKind, make: Make) -> None:
