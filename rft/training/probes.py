@@ -76,7 +76,8 @@ def validate(
     with ExitStack() as stack:
         workshop = open_workshop(job, rows, runs_folder)
         policy = make_policy(workshop)
-        held = held_memory_bytes(policy.device)  # before the sampler's examination: what is freed is kept
+        # before the sampler is examined: what that frees is kept
+        held = held_memory_bytes(policy.device)
         sampler = make_sampler(workshop, policy)
         collector = make_collector(workshop, policy, sampler, stack)
         found["sampler"] = sampler.facts.get("sampler")
