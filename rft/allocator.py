@@ -62,22 +62,23 @@ def settle_memory() -> Memory:
     return "kept"
 
 
+COUNTS = (
+    *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
+    *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
+)
+"""What glibc tells of its memory, in this order."""
+
+
 class _Used(ctypes.Structure):
     """`mallinfo2` of malloc.h: bytes."""
 
-    _fields_ = tuple(
-        (name, ctypes.c_size_t)
-        for name in (
-            *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
-            *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
-        )
-    )
+    _fields_ = tuple((name, ctypes.c_size_t) for name in COUNTS)
 
 
 class _UsedAsInt(ctypes.Structure):
     """The same before version 2.33 of glibc: 32 bits of each, so that differences are taken in 32 bits."""
 
-    _fields_ = tuple((name, ctypes.c_int) for name, _ in _Used._fields_)
+    _fields_ = tuple((name, ctypes.c_int) for name in COUNTS)
 
 
 def _serves(glibc: Any, process: Any) -> bool:
