@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import platform
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -135,6 +136,8 @@ def complete(found: dict[str, Any], options: argparse.Namespace, seconds: float)
         load_before=os.getloadavg()[2],
     )
     head = {"mode": options.mode, "job": options.job, "ratios": all_ratios()}
+    # what follows the version is the host's own build
+    machine["platform"] = f"{platform.system()} {platform.release().partition('-')[0]}"
     rest = {"machine": machine, "seconds": seconds}
     return {**head, **found, **rest}
 

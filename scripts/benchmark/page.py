@@ -13,7 +13,7 @@ Written by `scripts/bench page` from the JSON beside it. rft and TRL as tuned ra
 model, prompts and settings; every ratio says how many times better rft is. TRL in its settings: *tuned* is
 micro-batches of 8 in float32 without checkpointing and dropout; *stock* is one micro-batch of 64 in float32 and
 otherwise its defaults; *bfloat16* leaves its default precision as well: measured where the processor has units for it
-(Intel's AMX); elsewhere a step takes a quarter of an hour.
+(AMX, AVX512-BF16, ARM's BF16); elsewhere a step takes a quarter of an hour.
 Speed is compared with the fastest of those measured, memory with the leanest; which were measured, the rows tell.
 
 - `step`, `sampler`, `train`: learning rate 0, natural lengths, no group skipped. TRL computes groups without signal
@@ -24,7 +24,7 @@ Speed is compared with the fastest of those measured, memory with the leanest; w
 - `time-to-reward`, `curves`: TRL's *tuned* setting.
 - *code*: the commit that was measured; *unknown* where none was noted.
 - *stock* and *bfloat16* are measured by themselves, before the rounds: one step, or where that takes less than a
-  minute two after one that does not count.
+  minute two after one that does not count (where the code is unknown, one that was the first).
 - The machines are shared, and their speed is not theirs alone. Figures of different calls are not to be compared.
 - A side that waits sleeps. Peak memory is a process's own (VmHWM).
 """

@@ -3,6 +3,7 @@
 import ast
 import re
 import shlex
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from rft.job import Job, parse_job
 from rft.job.not_yet import UNBUILT_VALUES
 from rft.runs.results import results_columns
 from rft.types import Item
+from scripts import job_reference
+from scripts.benchmark.page import write_page
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "rft"
@@ -265,3 +268,15 @@ def test_files_and_methods_that_are_named_exist() -> None:
         if f"class {owner}" not in sources or not re.search(rf"def {name}\(", sources)
     ]
     assert gone == []
+
+
+def test_the_reference_of_the_job_is_that_of_its_schema() -> None:
+    assert job_reference.PAGE.read_text(encoding="utf-8") == job_reference.page()
+
+
+def test_the_page_of_results_is_that_of_the_results(tmp_path: Path) -> None:
+    folder = ROOT / "docs" / "bench"
+    for path in folder.glob("*.json"):
+        shutil.copy(path, tmp_path)
+    written = write_page(tmp_path).read_text(encoding="utf-8")
+    assert (folder / "README.md").read_text(encoding="utf-8") == written
