@@ -106,6 +106,11 @@ def masked_attention(
     """Softmax attention, `bias` (0 where a key is seen, −inf elsewhere) added to the scores; None means plain
     causal over Q = S tokens."""
     grouped = query.shape[1] != key.shape[1]
+    if grouped and (kind.softcap is not None or (bias is not None and query.is_cuda)):
+        # with a mask, CUDA has no kernel for shared keys but one that keeps all the scores
+        repeats = query.shape[1] // key.shape[1]
+        key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
+        grouped = False
     if kind.softcap is None:
         return F.scaled_dot_product_attention(
             query,
@@ -118,9 +123,6 @@ def masked_attention(
         )
     if bias is None:
         bias = as_bias(causal_visibility(query.shape[2], 0, None, query.device), query.dtype)
-    if grouped:
-        repeats = query.shape[1] // key.shape[1]
-        key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
     scores = (query * kind.scaling) @ key.transpose(-1, -2)  # (B, H, Q, S)
     scores = kind.softcap * torch.tanh(scores / kind.softcap)
     return (scores + bias).softmax(-1) @ value
@@ -139,12 +141,21 @@ def causal_attention(
     value: Float[Tensor, "B K S W"],
 ) -> Float[Tensor, "B H Q W"]:
     """Softmax attention of the last Q of S tokens, each to itself and those before it."""
-    num_tokens, num_before = query.shape[2], key.shape[2] - query.shape[2]
-    bias = None
-    if num_before or (kind.sliding_window is not None and num_tokens > kind.sliding_window):
-        visible = causal_visibility(num_tokens, num_before, kind.sliding_window, query.device)
-        bias = as_bias(visible, query.dtype)
+    num_before = key.shape[2] - query.shape[2]
+    bias = causal_bias(query, num_before, kind.sliding_window)
     return masked_attention(kind, query, key, value, bias)
+
+
+def causal_bias(
+    query: Float[Tensor, "B H Q D"], num_before: int, window: int | None
+) -> Float[Tensor, "Q S"] | None:
+    """Of queries behind so many keys, each seeing itself and those before it; None where plain causal order is
+    that."""
+    num_tokens = query.shape[2]
+    if num_before == 0 and (window is None or num_tokens <= window):
+        return None
+    visible = causal_visibility(num_tokens, num_before, window, query.device)
+    return as_bias(visible, query.dtype)
 
 
 def causal_visibility(

@@ -36,6 +36,14 @@ class SlottedSampler(Sampler, Protocol):
     def halve_slots(self) -> None:
         """Decode half as many from the next `sample` on, at least one; their memory is given back."""
 
+    def rest(self) -> bool:
+        """Give back the memory that is kept from one `sample` to the next; whether there was any."""
+
+
+def rest(sampler: Sampler) -> bool:
+    """Have a sampler give back what it keeps between calls, if it keeps any; whether it did."""
+    return isinstance(sampler, SlottedSampler) and sampler.rest()
+
 
 def sample_within_memory(
     sampler: Sampler, requests: Sequence[SampleRequest], settings: SamplingSettings

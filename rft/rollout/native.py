@@ -148,7 +148,13 @@ class NativeSampler:
     def halve_slots(self) -> None:
         """Decode half as many completions side by side from now on, at least one."""
         self._num_slots = max(1, self._num_slots // 2)
+        self.rest()
+
+    def rest(self) -> bool:
+        """Give back slots and recordings, which the next `sample` makes again; whether there were any."""
+        had_any = self._graphs is not None
         self._graphs = None
+        return had_any
 
     @torch.inference_mode()
     def sample(
@@ -338,7 +344,7 @@ class NativeSampler:
             row.token_ids.append(token_ids[index])
             row.logprobs.append(logprobs[index])
             if drawn.allowed_tokens is not None and settings.keeps_allowed_tokens:
-                row.allowed_tokens.append(drawn.allowed_tokens[index])
+                row.allowed_tokens.append(drawn.allowed_tokens[index].copy())  # not all rows'
         require_finite(logprobs)
 
     def _retire(

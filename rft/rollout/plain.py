@@ -99,6 +99,10 @@ class PlainSampler:
         """Decode half as many from the next `sample` on, at least one."""
         self._num_slots = max(1, self._num_slots // 2)
 
+    def rest(self) -> bool:
+        """Nothing is kept between calls."""
+        return False
+
     @torch.inference_mode()
     def sample(
         self, requests: Sequence[SampleRequest], settings: SamplingSettings

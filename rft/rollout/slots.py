@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from rft.attention import AttentionKind, as_bias, causal_attention
+from rft.attention import AttentionKind, as_bias, causal_bias, masked_attention
 
 LENGTH_BUCKET = 32
 """Key lengths are rounded up to this: matrix kernels switch with the size of the product, and a row must
@@ -41,6 +41,8 @@ class PromptPass:
 
     def __init__(self, prompts: Sequence[Prefill]):
         self._prompts = tuple(prompts)
+        self._biases: dict[tuple[int, int, int | None], Tensor | None] = {}
+        """Made once for all layers."""
 
     def attend(self, kind: AttentionKind, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         outputs, start = [], 0
@@ -53,7 +55,11 @@ class PromptPass:
             if prompt.prefix:
                 keys = torch.cat([prompt.prefix.keys[kind.layer][None], keys], dim=2)
                 values = torch.cat([prompt.prefix.values[kind.layer][None], values], dim=2)
-            outputs.append(causal_attention(kind, query[:, :, part], keys, values))
+            own = query[:, :, part]
+            place = own.shape[2], prompt.start, kind.sliding_window
+            if place not in self._biases:
+                self._biases[place] = causal_bias(own, prompt.start, kind.sliding_window)
+            outputs.append(masked_attention(kind, own, keys, values, self._biases[place]))
             start = part.stop
         padding = query.new_zeros(*query.shape[:2], query.shape[2] - start, value.shape[-1])
         return torch.cat([*outputs, padding], dim=2)

@@ -10,6 +10,10 @@ from rft.models.thinking import ends_in_thinking, find_thinking
 from rft.rollout.sampler import SamplingSettings
 from rft.types import Completion, FinishReason
 
+MARGIN = 16
+"""Characters beyond a stop string that are decoded with it: the first ones of a part of a text may be others than in
+the whole, where the cut goes through a character, or a space belongs to the token before."""
+
 
 class Transcriber:
     """Knows the tokenizer and the tokens that end an answer."""
@@ -23,12 +27,28 @@ class Transcriber:
     def finish_reason(
         self, token_ids: Sequence[int], settings: SamplingSettings
     ) -> FinishReason | None:
-        """Why a completion ends with its newest token, or None while it goes on."""
+        """Why a completion ends with its newest token, or None while it goes on; to be asked at every token."""
         if token_ids[-1] in self.end_token_ids:
             return "stop"
-        if settings.stop and _first_stop(self._text(token_ids), settings.stop) is not None:
+        if settings.stop and self._has_stop(token_ids, settings.stop):
             return "stop"
         return "length" if len(token_ids) >= settings.max_tokens else None
+
+    def _has_stop(self, token_ids: Sequence[int], stop: Sequence[str]) -> bool:
+        """Whether the newest token completes a stop string: the last tokens show it, and only where they do is the
+        whole completion decoded."""
+        enough = max(map(len, stop)) + MARGIN
+        count = enough
+        while True:
+            tail = self._text(token_ids[-count:])
+            if count >= len(token_ids):
+                return _first_stop(tail, stop) is not None
+            if len(tail) >= enough:
+                break
+            count *= 2  # special tokens are no text, and some characters are several tokens
+        if _first_stop(tail, stop) is None:
+            return False
+        return _first_stop(self._text(token_ids), stop) is not None
 
     def completion(
         self,

@@ -1,5 +1,6 @@
 """What memory there is, what is in use, and the most that a step of a job can ask for."""
 
+import math
 import os
 import resource
 import sys
@@ -57,9 +58,9 @@ def available_memory_bytes(device: torch.device) -> int:
 def largest_step_bytes(workshop: Workshop, policy: Policy, held: int) -> int:
     """Memory of a step in which every completion has `max_completion_tokens`; an estimate from shapes.
 
-    `held`: memory in use before the first step, weights included. To it come the keys and values of all
-    slots, and, whichever is more, the logits of all slots in the sampler, or an update's micro-batch;
-    beside these the optimizer's tensors.
+    `held`: memory in use before the sampler was made, weights included. To it come the merged copy of the weights,
+    the keys and values of all slots, and, whichever is more, the logits of all slots in the sampler, or an
+    update's micro-batch; beside these the optimizer's tensors.
     """
     job, base = workshop.job, workshop.base
     rollout = job.engine.rollout
@@ -71,10 +72,19 @@ def largest_step_bytes(workshop: Workshop, policy: Policy, held: int) -> int:
     adapter = sum(parameter.nbytes for parameter in policy.parameters().values())
     return (
         held
+        + _merged_bytes(policy)
         + key_values
         + max(logits, _micro_batch_bytes(job, base, longest, row_tokens))
         + OPTIMIZER_COPIES * adapter
     )
+
+
+def _merged_bytes(policy: Policy) -> int:
+    """Of the matrices that sampler and trainer have beside the base's own."""
+    products = list(policy.merged.products) if policy.uses_merged else []
+    if policy.why_unpacked is None and policy.head.product.is_packed:
+        products.append(policy.head.product)
+    return sum(math.prod(p.shape) for p in products) * policy.base.dtype.itemsize
 
 
 def _micro_batch_bytes(

@@ -42,10 +42,19 @@ class Attempt(Generic[T]):
 class Passes:
     """Micro-batches under a token budget that is lowered, on all ranks together, when memory runs out."""
 
-    def __init__(self, policy: Policy, ranks: Ranks, token_budget: int, has_reference: bool):
+    def __init__(
+        self,
+        policy: Policy,
+        ranks: Ranks,
+        token_budget: int,
+        has_reference: bool,
+        make_room: Callable[[], bool],
+    ):
+        """`make_room`: has others give back memory that they keep; whether there was any."""
         self._policy = policy
         self._ranks = ranks
         self._has_reference = has_reference
+        self._make_room = make_room
         self.token_budget: int = token_budget
         """Packed tokens of a micro-batch, the same on every rank."""
         self.num_passes: int = 0
@@ -59,16 +68,18 @@ class Passes:
     ) -> list[T]:
         """What `compute` gives for each micro-batch, of all ranks; `during` surrounds this rank's.
 
-        Collective. When memory runs out on any rank, all throw away their gradients and begin again with
-        half of what the largest micro-batch held, so that nothing tells the result from one that began with
-        that budget. Raises MachineError when a single completion does not fit.
+        Collective. When memory runs out on any rank, all throw away their gradients and begin again: as they are,
+        if others gave back memory, and else with half of what the largest micro-batch held, so that nothing
+        tells the result from one that began with that budget. Raises MachineError when a single completion
+        does not fit.
         """
         while True:
             told = self._ranks.gather([self._attempt(groups, compute, during)])
             outcomes = {attempt.outcome for attempt in told}
             if outcomes == {Outcome.FITS}:
                 return [result for attempt in told for result in attempt.results]
-            self._release()
+            if self._release():
+                continue
             if Outcome.NEVER_FITS in outcomes or self.token_budget == 1:
                 raise MachineError(
                     "memory does not suffice to train on a single completion with its prompt",
@@ -126,10 +137,12 @@ class Passes:
             return Attempt(outcome, largest, [])
         return Attempt(Outcome.FITS, largest, results)
 
-    def _release(self) -> None:
-        """Give back what an attempt that ran out of memory left."""
+    def _release(self) -> bool:
+        """Give back what an attempt that ran out of memory left; whether any rank's `make_room` gave more."""
+        has_more = self._make_room()
         for parameter in self._policy.parameters().values():
             parameter.grad = None
         gc.collect()
         if self._policy.device.type == "cuda":
             torch.cuda.empty_cache()
+        return any(self._ranks.gather([has_more]))

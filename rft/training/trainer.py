@@ -102,10 +102,10 @@ class Trainer:
         members = training_groups(groups, values, settings.mask_truncated)
         is_single = settings.num_iterations * settings.minibatches == 1
         anchors = None if is_single else self._updater.anchors(members)
+        minibatches = split(members, settings.minibatches) * settings.num_iterations
         return [
-            self._updater.update(step, minibatch, anchors)
-            for _ in range(settings.num_iterations)
-            for minibatch in split(members, settings.minibatches)
+            self._updater.update(step, minibatch, anchors, number)
+            for number, minibatch in enumerate(minibatches)
         ]
 
     def _collect(self, step: int, num_prompts: int) -> list[Group]:

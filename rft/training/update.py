@@ -4,7 +4,7 @@ B completions of a micro-batch, T tokens of its longest one.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -81,7 +81,9 @@ class Updater:
         ranks: Ranks,
         total_steps: int,
         sampler_is_exact: bool,
+        make_room: Callable[[], bool] = bool,
     ):
+        """`make_room`: has the sampler give back memory that it keeps; whether there was any (by default none)."""
         self._settings = job.engine.training
         self._temperature = job.engine.rollout.temperature
         self._seed = job.seed
@@ -97,18 +99,24 @@ class Updater:
         self._total_steps = total_steps
         self._sampler_is_exact = sampler_is_exact
         has_reference = self._settings.kl_coefficient > 0
-        self.passes = Passes(policy, ranks, self._settings.token_budget, has_reference)
+        self.passes = Passes(policy, ranks, self._settings.token_budget, has_reference, make_room)
         self.optimizer = new_optimizer(
             policy.parameters(), self._settings.betas, self._settings.weight_decay
         )
 
-    def update(self, step: int, groups: Sequence[TrainingGroup], anchors: Anchors | None) -> Update:
-        """Change the policy by one AdamW step on the groups of all ranks.
+    def update(
+        self,
+        step: int,
+        groups: Sequence[TrainingGroup],
+        anchors: Anchors | None,
+        number: int = 0,
+    ) -> Update:
+        """Change the policy by one AdamW step on the groups of all ranks; `number`: of the update in its step.
 
         Where no group has a signal, or the gradient is not finite, nothing changes, the optimizer's
         moments included.
         """
-        sums = self.accumulate_gradients(step, groups, anchors)
+        sums = self.accumulate_gradients(step, groups, anchors, number)
         parameters = list(self._policy.parameters().values())
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         norm = clip_gradients(gradients, self._settings.max_grad_norm)
@@ -127,7 +135,11 @@ class Updater:
         return Update(sums, norm, float(torch.stack(changes).norm()), rate, not is_finite)
 
     def accumulate_gradients(
-        self, step: int, groups: Sequence[TrainingGroup], anchors: Anchors | None
+        self,
+        step: int,
+        groups: Sequence[TrainingGroup],
+        anchors: Anchors | None,
+        number: int = 0,
     ) -> Sums:
         """Leave the gradient of the whole update in the parameters, the same on every rank.
 
@@ -139,7 +151,7 @@ class Updater:
         needed = [g for g in groups if g.has_signal or self._settings.kl_coefficient > 0]
 
         def backward(index: int, batch: Batch) -> Sums:
-            with self._counted_dropout(step, index):
+            with self._counted_dropout(step, number, index):
                 return self._backward(batch, anchors, counts)
 
         sums = self.passes.over(needed, backward, self._policy.updating)
@@ -219,11 +231,11 @@ class Updater:
         return torch.exp(anchor - sampling).clamp(max=self._settings.importance_cap)
 
     @contextmanager
-    def _counted_dropout(self, step: int, index: int) -> Iterator[None]:
-        """Make dropout, if the job has any, a function of seed, step, rank and micro-batch."""
+    def _counted_dropout(self, step: int, number: int, index: int) -> Iterator[None]:
+        """Make dropout, if the job has any, a function of seed, step, update, rank and micro-batch."""
         devices = [self._policy.device] if self._policy.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
-            key = np.random.SeedSequence([self._seed, step, self._ranks.rank, index])
+            key = np.random.SeedSequence([self._seed, step, self._ranks.rank, index, number])
             torch.manual_seed(int(key.generate_state(1, np.uint64)[0] >> np.uint64(1)))
             yield
 

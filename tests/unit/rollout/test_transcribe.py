@@ -1,5 +1,7 @@
 """When a completion ends, and which part of it graders read."""
 
+import random
+
 import numpy as np
 import pytest
 
@@ -48,6 +50,40 @@ def test_finish_reason(
     token_ids: list[int], max_tokens: int, stop: tuple[str, ...], reason: str | None
 ) -> None:
     assert TRANSCRIBER.finish_reason(token_ids, limits(max_tokens, *stop)) == reason
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_stop_string_is_found_at_the_token_that_completes_it(seed: int) -> None:
+    """Whatever stands before it: characters of several tokens, special tokens, and hundreds of them."""
+    random_of = random.Random(seed)
+    pieces = [*map(ids, ("a", " ", "é", "\n", "日本", "🙂", "ab", "#", "the capital")), [1], [END]]
+    settings = limits(10_000, "a\n#", "本🙂 é", "🙂🙂 ab")
+    transcriber = Transcriber(TOKENIZER, [])
+    token_ids: list[int] = []
+    reason = None
+    for token_id in (t for _ in range(2000) for t in random_of.choice(pieces)):
+        token_ids.append(token_id)
+        text = TOKENIZER.decode(token_ids, skip_special_tokens=True)
+        reason = transcriber.finish_reason(token_ids, settings)
+        assert (reason == "stop") == any(stop in text for stop in settings.stop)
+        if reason:
+            break
+    assert reason == "stop" and len(token_ids) > 20
+
+
+def test_looking_for_a_stop_string_does_not_grow_with_the_completion(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lengths: list[int] = []
+    decode = TOKENIZER.decode
+
+    def noted(token_ids: list[int], **options: bool) -> str:
+        lengths.append(len(token_ids))
+        return str(decode(token_ids, **options))
+
+    monkeypatch.setattr(TOKENIZER, "decode", noted)
+    assert TRANSCRIBER.finish_reason(ids("ab" * 4000), limits(100_000, "##")) is None
+    assert max(lengths) < 100
 
 
 def test_any_of_several_end_tokens_ends() -> None:

@@ -97,13 +97,19 @@ def workshop_of(*overrides: str, family: str = "llama") -> tuple[Workshop, Polic
     return workshop, new_policy(base, LoraShape(rank=4, alpha=8), 0)
 
 
+def base_head_bytes(policy: Policy) -> int:
+    return policy.head.weight.numel() * 4
+
+
 def test_the_largest_step_by_hand() -> None:
     """12 prompt and 8 completion tokens; the step has 2 · (12 + 2 · 8) = 56 tokens in one micro-batch."""
     workshop, policy = workshop_of("engine.rollout.slots=4")
     kv = 4 * 20 * (2 * 4 * 96 * 4)  # slots · tokens · (2 · layers · width · float32)
     per_token = 4 * 4 * (5 * 192 + 3 * 192 + 6 * 96 + 4 * 512)
     adapter = sum(parameter.numel() for parameter in policy.parameters().values()) * 4
-    expected = 1000 + kv + 56 * per_token + 4 * adapter
+    merged = 4 * (2 * 192**2 + 2 * 192 * 96 + 3 * 192 * 512) * 4
+    head = base_head_bytes(policy)
+    expected = 1000 + merged + head + kv + 56 * per_token + 4 * adapter
     assert largest_step_bytes(workshop, policy, held=1000) == expected
 
 

@@ -67,9 +67,15 @@ GROUPS = [group_of(0, (6, 4, 9, 2)), group_of(1, (5, 5, 3)), group_of(2, (8, 1))
 """3 + 17, 3 + 10 and 3 + 7 input tokens."""
 
 
-def make_updater(policy: Policy, budget: int, *overrides: str, exact: bool = True) -> Updater:
+def make_updater(
+    policy: Policy,
+    budget: int,
+    *overrides: str,
+    exact: bool = True,
+    make_room: Callable[[], bool] = bool,
+) -> Updater:
     job = make_job(f"engine.training.token_budget={budget}", *overrides)
-    return Updater(job, policy, Ranks(use_cpu=True), 10, exact)
+    return Updater(job, policy, Ranks(use_cpu=True), 10, exact, make_room)
 
 
 def updated(
@@ -113,6 +119,18 @@ def test_micro_batches_are_halved_until_they_fit(budget: int) -> None:
     assert updater.passes.token_budget == 10
     _, _, expected = updated(tiny_policy(), 10)
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_what_the_sampler_keeps_is_given_back_before_anything_is_halved() -> None:
+    """The pass is done again as it was, once; when memory runs out again, with half of it."""
+    for num_failures, budget in ((1, 24), (2, 11)):
+        policy, has_kept = tiny_policy(), [True]
+        Shortage(lambda n, _, most=num_failures: n <= most).put_on(policy)
+        updater = make_updater(
+            policy, 24, make_room=lambda kept=has_kept: bool(kept and kept.pop())
+        )
+        updater.update(1, GROUPS, None)
+        assert has_kept == [] and updater.passes.token_budget == budget
 
 
 def test_dropout_is_the_same_when_an_update_is_done_again() -> None:

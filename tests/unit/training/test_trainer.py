@@ -68,7 +68,13 @@ class RecordingUpdater(Updater):
     def anchors(self, groups: Sequence[TrainingGroup]) -> Anchors:
         return {group.ordinal: [[-1.0]] * len(group.rollouts) for group in groups}
 
-    def update(self, step: int, groups: Sequence[TrainingGroup], anchors: Anchors | None) -> Update:
+    def update(
+        self,
+        step: int,
+        groups: Sequence[TrainingGroup],
+        anchors: Anchors | None,
+        number: int = 0,
+    ) -> Update:
         self.calls.append((step, [group.ordinal for group in groups], anchors is not None))
         return Update(Sums(0.0, 0.0, 0.0, 1, 0.0, 0, 0.0, 0.0, 1), 1.0, 1.0, 0.1, False)
 

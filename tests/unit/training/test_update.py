@@ -61,10 +61,11 @@ def gradient_of(
     is_exact: bool = True,
     step: int = 1,
     anchors: Anchors | None = None,
+    number: int = 0,
 ) -> Tensor:
     """The update's gradient as one vector."""
     updater = make_updater(policy, *overrides, is_exact=is_exact)
-    updater.accumulate_gradients(step, groups, anchors)
+    updater.accumulate_gradients(step, groups, anchors, number)
     parts = [p.grad.flatten() for p in policy.parameters().values() if p.grad is not None]
     updater.optimizer.zero_grad(set_to_none=True)
     return torch.cat(parts)
@@ -271,8 +272,9 @@ def test_dropout_is_counted() -> None:
     state = torch.get_rng_state()
     first, again, later = (gradient_of(policy, [LIVELY], step=step) for step in (1, 1, 2))
     other_seed = gradient_of(policy, [LIVELY], "seed=8")
+    next_update = gradient_of(policy, [LIVELY], number=1)
     assert torch.equal(first, again)
-    assert not close(later, first, 0.01) and not close(other_seed, first, 0.01)
+    assert not any(close(other, first, 0.01) for other in (later, other_seed, next_update))
     assert torch.equal(torch.get_rng_state(), state)
 
 
