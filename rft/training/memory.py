@@ -84,7 +84,8 @@ def _merged_bytes(policy: Policy) -> int:
     products = list(policy.merged.products) if policy.uses_merged else []
     if policy.why_unpacked is None and policy.head.product.is_packed:
         products.append(policy.head.product)
-    return sum(math.prod(p.shape) for p in products) * policy.base.dtype.itemsize
+    item_size: int = policy.base.dtype.itemsize
+    return sum(math.prod(product.shape) for product in products) * item_size
 
 
 def _micro_batch_bytes(

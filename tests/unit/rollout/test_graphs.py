@@ -19,6 +19,7 @@ from rft.policy import LoraShape, Policy, new_policy
 from rft.rollout import graphs
 from rft.rollout.draw import draw
 from rft.rollout.graphs import DecodeGraphs, SlotStep, length_buckets, row_buckets
+from rft.rollout.memory import rest
 from rft.rollout.native import NativeSampler
 from rft.rollout.randomness import Purpose
 from rft.rollout.recorders import (
@@ -261,6 +262,17 @@ def test_weights_that_moved_are_recorded_again(monkeypatch: pytest.MonkeyPatch) 
     for found, wanted in zip(after, expected, strict=True):  # of other lengths, on some processors
         logprobs = (one.completion.sampling_logprobs for one in (found, wanted))
         assert np.allclose(*logprobs, rtol=0, atol=1e-5)
+
+
+def test_slots_and_recordings_are_given_back_and_made_again() -> None:
+    sampler, requests = (
+        recording_sampler(tiny_policy(), 8, FixedRecorder()),
+        requests_for([5, 9]),
+    )
+    assert not rest(sampler)
+    before = completions(sampler, requests)
+    assert rest(sampler) and not rest(sampler)
+    assert completions(sampler, requests) == before
 
 
 def tokens_of(sampled: Sequence[Sampled]) -> list[tuple[int, ...]]:

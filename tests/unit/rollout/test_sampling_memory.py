@@ -6,7 +6,13 @@ import pytest
 import torch
 
 from rft.errors import MachineError
-from rft.rollout.memory import is_out_of_memory, num_slots, sample_within_memory, shrink_to
+from rft.rollout.memory import (
+    is_out_of_memory,
+    num_slots,
+    rest,
+    sample_within_memory,
+    shrink_to,
+)
 from rft.rollout.randomness import Purpose
 from rft.rollout.sampler import Sampled, Sampler, SampleRequest, SamplingSettings
 from rft.types import Completion
@@ -46,6 +52,9 @@ class Slotted(Plain):
     def halve_slots(self) -> None:
         self.slots = max(1, self.slots // 2)
 
+    def rest(self) -> bool:
+        return self.slots > 1
+
 
 def completions(sampler: Sampler) -> list[tuple[int, int, tuple[int, ...]]]:
     sampled = sample_within_memory(sampler, REQUESTS, SETTINGS)
@@ -53,6 +62,11 @@ def completions(sampler: Sampler) -> list[tuple[int, int, tuple[int, ...]]]:
 
 
 ALL = [(row, sample, (row, sample)) for row in range(3) for sample in range(3)]
+
+
+def test_only_a_sampler_that_keeps_memory_is_asked_for_it() -> None:
+    assert rest(Slotted(2, room=8))
+    assert not rest(Slotted(1, room=8)) and not rest(Plain(2, room=8))
 
 
 def test_with_enough_memory_the_sampler_is_asked_once() -> None:
