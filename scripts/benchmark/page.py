@@ -105,7 +105,8 @@ def section(result: Result) -> Iterator[str]:
         yield f"- {name.replace('_', ' ')}: {shown(value) if isinstance(value, float) else value}"
     if result["mode"] == "curves" or result.get("points", {}).keys() - {"memory"}:
         yield from ("", f"![{result['mode']}]({result['mode']}-{result['job']}.png)")
-    yield f"- took {result['seconds'] / 60:.1f} minutes"
+    if not result.get("runs"):  # which may have been run at other times
+        yield f"- took {result['seconds'] / 60:.1f} minutes"
 
 
 COLUMNS = (
