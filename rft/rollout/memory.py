@@ -36,13 +36,13 @@ class SlottedSampler(Sampler, Protocol):
     def halve_slots(self) -> None:
         """Decode half as many from the next `sample` on, at least one; their memory is given back."""
 
-    def rest(self) -> bool:
+    def release_memory(self) -> bool:
         """Give back the memory that is kept from one `sample` to the next; whether there was any."""
 
 
-def rest(sampler: Sampler) -> bool:
+def release_memory(sampler: Sampler) -> bool:
     """Have a sampler give back what it keeps between calls, if it keeps any; whether it did."""
-    return isinstance(sampler, SlottedSampler) and sampler.rest()
+    return isinstance(sampler, SlottedSampler) and sampler.release_memory()
 
 
 def sample_within_memory(

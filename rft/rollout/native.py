@@ -148,9 +148,9 @@ class NativeSampler:
     def halve_slots(self) -> None:
         """Decode half as many completions side by side from now on, at least one."""
         self._num_slots = max(1, self._num_slots // 2)
-        self.rest()
+        self.release_memory()
 
-    def rest(self) -> bool:
+    def release_memory(self) -> bool:
         """Give back slots and recordings, which the next `sample` makes again; whether there were any."""
         had_any = self._graphs is not None
         self._graphs = None

@@ -99,7 +99,7 @@ class PlainSampler:
         """Decode half as many from the next `sample` on, at least one."""
         self._num_slots = max(1, self._num_slots // 2)
 
-    def rest(self) -> bool:
+    def release_memory(self) -> bool:
         """Nothing is kept between calls."""
         return False
 

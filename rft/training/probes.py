@@ -21,7 +21,7 @@ from rft.models.loading import context_length
 from rft.policy import LoraShape, Policy, continued_policy, new_policy
 from rft.rollout.choose import open_sampler, slow_path_warnings
 from rft.rollout.collect import Collector
-from rft.rollout.memory import rest
+from rft.rollout.memory import release_memory
 from rft.rollout.randomness import Purpose
 from rft.rollout.sampler import Sampler, SampleRequest, SamplingSettings
 from rft.rollout.transcribe import Transcriber
@@ -176,7 +176,7 @@ def _estimated(
     """Seconds and memory of the whole job, from two real steps and the share of an evaluation; `held`: bytes in
     use before any sampling."""
     job, total_steps = workshop.job, workshop.job.steps(len(workshop.train_prompts))
-    make_room = partial(rest, sampler)
+    make_room = partial(release_memory, sampler)
     updater = Updater(job, policy, ranks, total_steps, sampler.is_exact, make_room)
     trainer = Trainer(job, workshop.train_prompts, sampler, collector, updater, ranks)
     records = [trainer.step(step) for step in range(1, NUM_MEASURED_STEPS + 1)]

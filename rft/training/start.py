@@ -20,7 +20,7 @@ from rft.models.chat import template_source
 from rft.models.effort import effort_kwargs, effort_words
 from rft.policy import Policy
 from rft.rollout.choose import slow_path_warnings
-from rft.rollout.memory import rest
+from rft.rollout.memory import release_memory
 from rft.rollout.sampler import Sampler
 from rft.runs.documents import read_document
 from rft.runs.environment import environment
@@ -197,7 +197,7 @@ def _parts(
     job = workshop.job
     collector = make_collector(workshop, policy, sampler, stack)
     total_steps = job.steps(len(workshop.train_prompts))
-    make_room = partial(rest, sampler)
+    make_room = partial(release_memory, sampler)
     updater = Updater(job, policy, ranks, total_steps, sampler.is_exact, make_room)
     trainer = Trainer(job, workshop.train_prompts, sampler, collector, updater, ranks)
     watch = Watch(sampler.is_exact and not policy.has_dropout, job.grader)

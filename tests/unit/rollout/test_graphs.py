@@ -19,7 +19,7 @@ from rft.policy import LoraShape, Policy, new_policy
 from rft.rollout import graphs
 from rft.rollout.draw import draw
 from rft.rollout.graphs import DecodeGraphs, SlotStep, length_buckets, row_buckets
-from rft.rollout.memory import rest
+from rft.rollout.memory import release_memory
 from rft.rollout.native import NativeSampler
 from rft.rollout.randomness import Purpose
 from rft.rollout.recorders import (
@@ -269,9 +269,9 @@ def test_slots_and_recordings_are_given_back_and_made_again() -> None:
         recording_sampler(tiny_policy(), 8, FixedRecorder()),
         requests_for([5, 9]),
     )
-    assert not rest(sampler)
+    assert not release_memory(sampler)
     before = completions(sampler, requests)
-    assert rest(sampler) and not rest(sampler)
+    assert release_memory(sampler) and not release_memory(sampler)
     assert completions(sampler, requests) == before
 
 

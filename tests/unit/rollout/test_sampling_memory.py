@@ -9,7 +9,7 @@ from rft.errors import MachineError
 from rft.rollout.memory import (
     is_out_of_memory,
     num_slots,
-    rest,
+    release_memory,
     sample_within_memory,
     shrink_to,
 )
@@ -52,7 +52,7 @@ class Slotted(Plain):
     def halve_slots(self) -> None:
         self.slots = max(1, self.slots // 2)
 
-    def rest(self) -> bool:
+    def release_memory(self) -> bool:
         return self.slots > 1
 
 
@@ -65,8 +65,8 @@ ALL = [(row, sample, (row, sample)) for row in range(3) for sample in range(3)]
 
 
 def test_only_a_sampler_that_keeps_memory_is_asked_for_it() -> None:
-    assert rest(Slotted(2, room=8))
-    assert not rest(Slotted(1, room=8)) and not rest(Plain(2, room=8))
+    assert release_memory(Slotted(2, room=8))
+    assert not release_memory(Slotted(1, room=8)) and not release_memory(Plain(2, room=8))
 
 
 def test_with_enough_memory_the_sampler_is_asked_once() -> None:
