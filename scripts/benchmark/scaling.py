@@ -92,6 +92,7 @@ def earlier_points(path: Path) -> dict[str, list[dict[str, Any]]]:
 
 def measure(job: str, num_threads: int, points: Sequence[Point]) -> list[dict[str, Any]]:
     """Medians of each point's repeats, in turn with the other points, after a round that is not counted."""
+    code = commit()
     with ExitStack() as stack:
         opened = [stack.enter_context(opened_at(job, num_threads, point)) for point in points]
         samples: list[list[dict[str, Any]]] = [[] for _ in points]
@@ -105,7 +106,7 @@ def measure(job: str, num_threads: int, points: Sequence[Point]) -> list[dict[st
             prompt = worker.ask("settings", num_steps=1)["train"][0]
             told = {
                 "value": point.value,
-                "code": commit(),
+                "code": code,
                 **costs(taken[1:] or taken),
                 "prompt_tokens": len(prompt["token_ids"]),
                 "peak_memory": worker.ask("peak_memory"),
