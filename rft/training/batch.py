@@ -93,7 +93,8 @@ def update_counts(groups: Sequence[TrainingGroup]) -> UpdateCounts:
 
 
 def cut_to_budget(groups: Sequence[TrainingGroup], token_budget: int) -> list[TrainingGroup]:
-    """The groups in order, each that exceeds the budget alone cut into parts within it.
+    """The groups in order, each that exceeds the budget alone cut into as few parts as are within it, of about
+    the same size.
 
     A part is the prompt with consecutive completions: the prompt is computed again for each, and as the
     loss is a sum over completions, their gradients add up to the group's. One completion is never cut.
@@ -126,9 +127,7 @@ def micro_batches(
 
     if not groups:
         return []
-    most = len(stops(token_budget))
-    least = bisect_left(range(token_budget), True, key=lambda budget: len(stops(budget)) <= most)
-    bounds = pairwise([0, *stops(least)])
+    bounds = pairwise([0, *_even(stops, token_budget)])
     return [
         _batch(
             num_budget_tokens(tokens[first:stop], are_apart=are_apart),
@@ -158,16 +157,29 @@ def anchors_of(
 
 
 def _parts(group: TrainingGroup, token_budget: int) -> list[TrainingGroup]:
-    bounds, used = [0], len(group.prompt_ids)
-    for index, rollout in enumerate(group.rollouts):
-        cost = len(rollout.completion.token_ids) - 1
-        if index > bounds[-1] and used + cost > token_budget:
-            bounds.append(index)
-            used = len(group.prompt_ids)
-        used += cost
-    if len(bounds) == 1:
+    costs = [len(rollout.completion.token_ids) - 1 for rollout in group.rollouts]
+
+    def stops(budget: int) -> list[int]:
+        """Where parts of so many tokens end."""
+        found, used = [], len(group.prompt_ids) + costs[0]
+        for index, cost in enumerate(costs[1:], start=1):
+            if used + cost > budget:
+                found.append(index)
+                used = len(group.prompt_ids)
+            used += cost
+        return [*found, len(costs)]
+
+    bounds = [0, *_even(stops, token_budget)]
+    if len(bounds) == 2:
         return [group]
-    return [group.part(begin, end) for begin, end in pairwise([*bounds, len(group.rollouts)])]
+    return [group.part(begin, end) for begin, end in pairwise(bounds)]
+
+
+def _even(stops: Callable[[int], list[int]], token_budget: int) -> list[int]:
+    """Where pieces end that are as few as the budget allows: those of the least budget that makes no more."""
+    most = len(stops(token_budget))
+    least = bisect_left(range(token_budget), True, key=lambda budget: len(stops(budget)) <= most)
+    return stops(least)
 
 
 def _batch(num_tokens: int, groups: Sequence[TrainingGroup], packed: PackedBatch) -> Batch:

@@ -49,7 +49,7 @@ def points_of(axis: str) -> list[Point]:
     """The sizes of an axis; `group` keeps the completions of a step at 64, `rows` at 128."""
     if axis == "group":
         return [
-            Point(axis, size, {GROUP: size, BATCH: 64 // size, COMPLETION: 64})
+            Point(axis, size, {GROUP: size, BATCH: 64 // size, COMPLETION: 64}, repeats=6)
             for size in (4, 8, 16, 32)
         ]
     if axis == "completion":

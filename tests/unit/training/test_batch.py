@@ -116,6 +116,23 @@ def test_a_group_over_the_budget_is_cut_between_completions(
     assert cut_to_budget(parts, token_budget) == parts
 
 
+@pytest.mark.parametrize(
+    ("lengths", "sizes"),
+    [
+        ((2,) * 16, [8, 8]),  # not 11 and 5
+        ((2,) * 23, [8, 8, 7]),
+        ((2, 2, 2, 9, 2, 2), [3, 3]),  # 2 + 3, then 2 + 8 + 2
+        ((12, 2, 2), [1, 2]),  # the budget itself, and the rest
+    ],
+)
+def test_the_parts_of_a_group_are_few_and_about_the_same_size(
+    lengths: tuple[int, ...], sizes: list[int]
+) -> None:
+    completions = [make_completion(tuple(range(10, 10 + n))) for n in lengths]
+    group = make_training_group(completions, (0.0,) * len(lengths), prompt_ids=(8, 9))
+    assert [len(part.rollouts) for part in cut_to_budget([group], 13)] == sizes
+
+
 def test_the_last_part_of_a_group_shares_its_micro_batch_with_the_next_group() -> None:
     large = make_training_group([make_completion((5, 6, 7))] * 3, (1.0, -1.0, 0.0), ordinal=0)
     small = make_training_group([make_completion((5,))], (1.0,), ordinal=1)
