@@ -208,11 +208,14 @@ def _slopes(
     logits: Float[Tensor, "M V"],
     targets: Int[Tensor, "M 1"],
 ) -> Float[Tensor, "M E"]:
-    """∂ log p(target) / ∂ hidden at temperature 1: (onehot(target) − p) · ∂ logits / ∂ hidden."""
-    chosen = head.weight[targets[:, 0]].float()
+    """∂ log p(target) / ∂ hidden at temperature 1: (onehot(target) − p) · ∂ logits / ∂ hidden; overwrites
+    `probabilities`.
+
+    The difference is taken before anything is rounded to the weights' number format: bfloat16 knows no
+    probability between 0.998 and 1, and of a confident token nothing would be left.
+    """
+    difference = probabilities.neg_()
+    difference.scatter_add_(1, targets, torch.ones_like(targets, dtype=difference.dtype))
     if head.softcap is not None:
-        slope = 1 - (logits / (head.scale * head.softcap)) ** 2
-        chosen = chosen * slope.gather(1, targets)
-        probabilities = probabilities * slope
-    mean = (probabilities.to(head.weight.dtype) @ head.weight.detach()).float()
-    return (chosen - mean) * head.scale
+        difference *= 1 - (logits / (head.scale * head.softcap)) ** 2
+    return (difference.to(head.weight.dtype) @ head.weight.detach()).float() * head.scale

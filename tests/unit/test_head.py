@@ -154,6 +154,28 @@ def test_confident_logits_stay_finite() -> None:
     assert gradient.tolist() == [[-1000.0, 1000.0, 0.0]]
 
 
+@pytest.mark.parametrize("softcap", [None, 30.0])
+@pytest.mark.parametrize("confidence", [0.9, 0.99, 0.999, 0.9999])
+def test_a_confident_token_keeps_its_gradient_in_bfloat16(
+    confidence: float, softcap: float | None
+) -> None:
+    """Its probability cannot be told from 1 there; what is left of it can."""
+    exact = make_head(softcap=softcap)
+    head = Head(exact.weight.bfloat16(), None, softcap=softcap)
+    targets = torch.tensor([5])
+    direction = head.weight[targets].float()
+    steps = torch.linspace(0, 3, 3001)
+    logprobs, _ = plain(head, steps[:, None].double() * direction, targets.repeat(3001), 1.0, None)
+    size = steps[(logprobs.exp() - confidence).abs().argmin()]
+    hidden = (size * direction).bfloat16()
+    double = hidden.double().requires_grad_()
+    plain(head, double, targets, 1.0, None)[0].sum().backward()
+    hidden.requires_grad_()
+    token_logprobs(head, hidden, targets, 1.0, None)[0].sum().backward()
+    assert hidden.grad is not None and double.grad is not None
+    assert (hidden.grad - double.grad).norm() < 0.1 * double.grad.norm()
+
+
 def test_tempered_divides_and_closes() -> None:
     logits = torch.tensor([[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0]])
     bits = np.array([[0b01000001, 0b01000000]], np.uint8)
