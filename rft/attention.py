@@ -106,8 +106,9 @@ def masked_attention(
     """Softmax attention, `bias` (0 where a key is seen, −inf elsewhere) added to the scores; None means plain
     causal over Q = S tokens."""
     grouped = query.shape[1] != key.shape[1]
-    if grouped and (kind.softcap is not None or (bias is not None and query.is_cuda)):
-        # with a mask, CUDA has no kernel for shared keys but one that keeps all the scores
+    is_exact = query.dtype == torch.float32
+    if grouped and (kind.softcap is not None or (query.is_cuda and (bias is not None or is_exact))):
+        # with a mask, and in float32, CUDA has no kernel for shared keys but one that keeps all the scores
         repeats = query.shape[1] // key.shape[1]
         key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
         grouped = False
