@@ -62,10 +62,12 @@ def prefix_length(prompts: Collection[tuple[int, ...]]) -> int:
     are fewer than `SHORTEST_PREFIX`."""
     if len(prompts) < 2:
         return 0
-    first, last = min(prompts), max(prompts)  # in the order of tuples, what these share all share
-    longest = min(map(len, prompts)) - 1
-    pairs = zip(first[:longest], last, strict=False)
-    length = next((place for place, (a, b) in enumerate(pairs) if a != b), longest)
+    # in the order of tuples, what the first and the last share all share
+    return _as_prefix(common_length(min(prompts), max(prompts)), min(map(len, prompts)))
+
+
+def _as_prefix(common: int, shortest: int) -> int:
+    length = min(common, shortest - 1)
     return length if length >= SHORTEST_PREFIX else 0
 
 
@@ -75,20 +77,56 @@ def is_worth_sharing(prefix: int, length: int) -> bool:
     return (length - prefix) * length <= MOST_PAIRS
 
 
-def num_budget_tokens(groups: Sequence[TokenGroup], *, are_apart: bool = False) -> int:
-    """Tokens of the row that `pack` makes, as a budget of memory counts them: half of what the prompts share for
-    each prompt but the first. It is computed once, but each completion keeps a copy of its keys and values, which
-    for a group of sixteen are half of what a token keeps."""
-    shared = _shared_length(groups, are_apart)
-    spared = (len(groups) - 1) * (shared // 2)
-    return sum(group.num_input_tokens for group in groups) - spared
+@dataclass(frozen=True, slots=True)
+class RowSize:
+    """Of the row that `pack` makes of consecutive groups."""
+
+    num_groups: int
+    num_apart: int
+    """Tokens, if nothing were shared among prompts."""
+    num_copies: int
+    """Tokens of prompts, once for each completion, which keeps a copy of their keys and values."""
+    shortest: int
+    longest: int
+    """Of the prompts, in tokens."""
+    common: int
+    """Tokens that all prompts begin with."""
+
+    def joined(self, following: "RowSize", common: int) -> "RowSize":
+        """With the groups that follow; `common`: what the last prompt here and the first there begin with."""
+        return RowSize(
+            self.num_groups + following.num_groups,
+            self.num_apart + following.num_apart,
+            self.num_copies + following.num_copies,
+            min(self.shortest, following.shortest),
+            max(self.longest, following.longest),
+            min(self.common, common, following.common),
+        )
+
+    @property
+    def shared(self) -> int:
+        """Tokens that all prompts begin with and that are computed once for them."""
+        prefix = _as_prefix(self.common, self.shortest) if self.num_groups > 1 else 0
+        return prefix if is_worth_sharing(prefix, self.longest) else 0
+
+    def budget_tokens(self, copy_cost: float, are_apart: bool) -> int:
+        """Tokens as a budget of memory counts them: those of the row, and each copy of a prompt's at `copy_cost`
+        of one."""
+        num_spared = 0 if are_apart else (self.num_groups - 1) * self.shared
+        return self.num_apart - num_spared + int(copy_cost * self.num_copies)
 
 
-def _shared_length(groups: Sequence[TokenGroup], are_apart: bool) -> int:
-    """Tokens that all prompts begin with and that are computed once for them."""
-    prompts = [group.prompt_ids for group in groups]
-    shared = 0 if are_apart else prefix_length(prompts)
-    return shared if all(is_worth_sharing(shared, len(ids)) for ids in prompts) else 0
+def row_size(group: TokenGroup) -> RowSize:
+    """Of one group alone."""
+    length = len(group.prompt_ids)
+    num_copies = length * len(group.completions)
+    return RowSize(1, group.num_input_tokens, num_copies, length, length, length)
+
+
+def common_length(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many tokens two prompts begin with."""
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((at for at, (a, b) in pairs if a != b), min(len(first), len(second)))
 
 
 def pack(
@@ -104,7 +142,9 @@ def pack(
     `num_rows`: how long a row is made for so many tokens, at least; `are_apart`: nothing is shared and no two
     groups attend together, so that no group's arithmetic depends on which others there are.
     """
-    shared = _shared_length(groups, are_apart)
+    prompts = [group.prompt_ids for group in groups]
+    prefix = 0 if are_apart else prefix_length(prompts)
+    shared = prefix if is_worth_sharing(prefix, max(map(len, prompts))) else 0
     input_ids: list[int] = [*groups[0].prompt_ids[:shared]]
     position_ids: list[int] = [*range(shared)]
     target_ids: list[int] = []

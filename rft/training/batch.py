@@ -7,14 +7,17 @@ from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rft.packing import PackedBatch, TokenGroup, num_budget_tokens, pack
+from rft.packing import PackedBatch, TokenGroup, common_length, pack, row_size
 from rft.training.loss import UpdateCounts
 from rft.types import Group, Rollout
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,49 +95,57 @@ def update_counts(groups: Sequence[TrainingGroup]) -> UpdateCounts:
     return UpdateCounts(max(1, len(rollouts)), max(1, num_tokens))
 
 
-def cut_to_budget(groups: Sequence[TrainingGroup], token_budget: int) -> list[TrainingGroup]:
+def cut_to_budget(
+    groups: Sequence[TrainingGroup], token_budget: int, copy_cost: float = 0.0
+) -> list[TrainingGroup]:
     """The groups in order, each that exceeds the budget alone cut into as few parts as are within it, of about
     the same size.
 
     A part is the prompt with consecutive completions: the prompt is computed again for each, and as the
     loss is a sum over completions, their gradients add up to the group's. One completion is never cut.
     """
-    return [part for group in groups for part in _parts(group, token_budget)]
+    return [part for group in groups for part in _parts(group, token_budget, copy_cost)]
 
 
 def micro_batches(
     groups: Sequence[TrainingGroup],
     token_budget: int,
     device: torch.device,
+    copy_cost: float = 0.0,
     num_rows: Callable[[int], int] = int,
     are_apart: bool = False,
 ) -> list[Batch]:
     """Groups, in order, in as few micro-batches as hold their packed input within the budget, as
-    `num_budget_tokens` counts it, of about the same size; the rest as in `pack`.
+    `RowSize.budget_tokens` counts it, of about the same size; the rest as in `pack`.
 
     They come from `cut_to_budget`: only a single completion exceeds the budget, alone in its micro-batch.
     """
-    tokens = [group.tokens for group in groups]
-
-    def stops(budget: int) -> list[int]:
-        """Where micro-batches of so many tokens end."""
-        first, found = 0, []
-        for index in range(1, len(tokens)):
-            if num_budget_tokens(tokens[first : index + 1], are_apart=are_apart) > budget:
-                found.append(index)
-                first = index
-        return [*found, len(tokens)]
-
     if not groups:
         return []
-    bounds = pairwise([0, *_even(stops, token_budget)])
+    tokens = [group.tokens for group in groups]
+    sizes = [row_size(group) for group in tokens]
+    common = [common_length(a.prompt_ids, b.prompt_ids) for a, b in pairwise(groups)]
+
+    def cut(budget: int) -> list[tuple[int, int]]:
+        """Where micro-batches of at most so many tokens end, and their tokens."""
+        found, size = [], sizes[0]
+        for index in range(1, len(sizes)):
+            larger = size.joined(sizes[index], common[index - 1])
+            if larger.budget_tokens(copy_cost, are_apart) > budget:
+                found.append((index, size.budget_tokens(copy_cost, are_apart)))
+                larger = sizes[index]
+            size = larger
+        return [*found, (len(sizes), size.budget_tokens(copy_cost, are_apart))]
+
+    ends = _even(cut, token_budget)
+    firsts = [0, *(stop for stop, _ in ends)]
     return [
         _batch(
-            num_budget_tokens(tokens[first:stop], are_apart=are_apart),
+            num_tokens,
             groups[first:stop],
             pack(tokens[first:stop], device, num_rows=num_rows, are_apart=are_apart),
         )
-        for first, stop in bounds
+        for first, (stop, num_tokens) in zip(firsts, ends, strict=False)
     ]
 
 
@@ -156,8 +167,9 @@ def anchors_of(
     return padded(rows, device)
 
 
-def _parts(group: TrainingGroup, token_budget: int) -> list[TrainingGroup]:
-    costs = [len(rollout.completion.token_ids) - 1 for rollout in group.rollouts]
+def _parts(group: TrainingGroup, token_budget: int, copy_cost: float) -> list[TrainingGroup]:
+    copied = copy_cost * len(group.prompt_ids)
+    costs = [len(rollout.completion.token_ids) - 1 + copied for rollout in group.rollouts]
 
     def stops(budget: int) -> list[int]:
         """Where parts of so many tokens end."""
@@ -175,11 +187,13 @@ def _parts(group: TrainingGroup, token_budget: int) -> list[TrainingGroup]:
     return [group.part(begin, end) for begin, end in pairwise(bounds)]
 
 
-def _even(stops: Callable[[int], list[int]], token_budget: int) -> list[int]:
-    """Where pieces end that are as few as the budget allows: those of the least budget that makes no more."""
-    most = len(stops(token_budget))
-    least = bisect_left(range(token_budget), True, key=lambda budget: len(stops(budget)) <= most)
-    return stops(least)
+def _even(cut: Callable[[int], list[T]], token_budget: int) -> list[T]:
+    """Pieces that are as few as the budget allows: those of the least budget that makes no more."""
+    pieces = cut(token_budget)
+    if len(pieces) == 1:
+        return pieces
+    least = bisect_left(range(token_budget), True, key=lambda b: len(cut(b)) <= len(pieces))
+    return cut(least)
 
 
 def _batch(num_tokens: int, groups: Sequence[TrainingGroup], packed: PackedBatch) -> Batch:

@@ -11,11 +11,8 @@ from transformers import PreTrainedModel
 
 from rft.job import ResolvedJob
 from rft.policy import Policy
-from rft.training.setup import (
-    Workshop,
-    activation_bytes_per_token,
-    kv_bytes_per_token,
-)
+from rft.training.setup import Workshop
+from rft.training.sizes import activation_bytes_per_token, kv_bytes_per_token, prompt_copy_cost
 
 CGROUP_LIMITS = (
     Path("/sys/fs/cgroup/memory.max"),
@@ -91,14 +88,15 @@ def _merged_bytes(policy: Policy) -> int:
 def _micro_batch_bytes(
     job: ResolvedJob, base: PreTrainedModel, longest_prompt: int, row_tokens: int
 ) -> int:
-    """Activations of the largest micro-batch; with checkpointing, inputs of all layers and one layer's rest."""
-    hyperparameters, rollout = job.hyperparameters, job.engine.rollout
-    group_tokens = longest_prompt + rollout.group_size * rollout.max_completion_tokens
+    """Activations of the largest micro-batch."""
+    hyperparameters, rollout, training = (
+        job.hyperparameters,
+        job.engine.rollout,
+        job.engine.training,
+    )
+    sizes = base.config, base.dtype, training.gradient_checkpointing
+    copied = longest_prompt * prompt_copy_cost(*sizes)
+    group_tokens = longest_prompt + rollout.group_size * (rollout.max_completion_tokens + copied)
     step_tokens = hyperparameters.batch_size * group_tokens
-    num_tokens = min(step_tokens, max(row_tokens, job.engine.training.token_budget))
-    per_token = activation_bytes_per_token(base.config, base.dtype)
-    if job.engine.training.gradient_checkpointing:
-        config = base.config.get_text_config()
-        layers = config.num_hidden_layers
-        per_token = per_token // layers + layers * config.hidden_size * base.dtype.itemsize
-    return int(num_tokens * per_token)
+    num_tokens = min(step_tokens, max(row_tokens + copied, training.token_budget))
+    return int(num_tokens * activation_bytes_per_token(*sizes))

@@ -49,12 +49,15 @@ class Passes:
         token_budget: int,
         has_reference: bool,
         make_room: Callable[[], bool],
+        copy_cost: float,
     ):
-        """`make_room`: has others give back memory that they keep; whether there was any."""
+        """`make_room`: has others give back memory that they keep; whether there was any. `copy_cost`: what a
+        completion's copy of a token of its prompt costs, in tokens."""
         self._policy = policy
         self._ranks = ranks
         self._has_reference = has_reference
         self._make_room = make_room
+        self._copy_cost = copy_cost
         self.token_budget: int = token_budget
         """Packed tokens of a micro-batch, the same on every rank."""
         self.num_passes: int = 0
@@ -92,12 +95,17 @@ class Passes:
 
     def micro_batches(self, groups: Sequence[TrainingGroup]) -> list[Batch]:
         """This rank's: groups, or parts of large ones, dealt so that all ranks have about as many tokens."""
-        parts = cut_to_budget(groups, self.token_budget)
+        parts = cut_to_budget(groups, self.token_budget, self._copy_cost)
         mine = self._ranks.share_by_cost(parts, [part.num_input_tokens for part in parts])
         policy = self._policy
         is_unpacked = policy.why_unpacked is not None
         return micro_batches(
-            mine, self.token_budget, policy.device, policy.num_rows, are_apart=is_unpacked
+            mine,
+            self.token_budget,
+            policy.device,
+            self._copy_cost,
+            num_rows=policy.num_rows,
+            are_apart=is_unpacked,
         )
 
     def _attempt(

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from rft.allocator import settle_memory
@@ -42,6 +41,7 @@ from rft.runs.environment import available_cores
 from rft.sharding import is_source, num_processes, shard_base
 from rft.training.judges import judges_beside
 from rft.training.ranks import Ranks
+from rft.training.sizes import activation_bytes_per_token, kv_bytes_per_token
 from rft.types import Example, Prompt
 
 
@@ -259,46 +259,6 @@ def make_collector(
         wants_json=job.completion_schema is not None,
         judges=tuple(judges.values()),
     )
-
-
-def kv_bytes_per_token(config: PretrainedConfig, dtype: torch.dtype) -> int:
-    """Keys and values of one token over all layers."""
-    config = config.get_text_config()
-    width = _head_width(config) * _num_kv_heads(config)
-    return int(2 * config.num_hidden_layers * width * dtype.itemsize)
-
-
-def activation_bytes_per_token(config: PretrainedConfig, dtype: torch.dtype) -> int:
-    """What one token leaves for the backward pass without checkpointing; an estimate from shapes.
-
-    Per layer: five vectors of hidden width (inputs and outputs of both norms, the residual between),
-    queries, attention output and its contiguous copy, keys and values with the copies that completions
-    have of their prompt's, and four of the feed-forward width (gate, its activation, up, their product).
-    Below float32 the adapter is apart, and keeps the input of each of its seven layers in float32.
-    """
-    config = config.get_text_config()
-    hidden = config.hidden_size
-    queries = _head_width(config) * _num_heads(config)
-    keys = _head_width(config) * _num_kv_heads(config)
-    feed_forward = getattr(config, "intermediate_size", None) or 4 * hidden
-    per_layer = dtype.itemsize * (5 * hidden + 3 * queries + 6 * keys + 4 * feed_forward)
-    if dtype != torch.float32:
-        per_layer += torch.float32.itemsize * (5 * hidden + queries + feed_forward)
-    return int(config.num_hidden_layers * per_layer)
-
-
-def _num_heads(config: PretrainedConfig) -> int:
-    """Query heads; 1 for a model without attention, whose state is then taken for that of one wide head."""
-    return int(getattr(config, "num_attention_heads", None) or 1)
-
-
-def _num_kv_heads(config: PretrainedConfig) -> int:
-    return int(getattr(config, "num_key_value_heads", None) or _num_heads(config))
-
-
-def _head_width(config: PretrainedConfig) -> int:
-    default = config.hidden_size // _num_heads(config)
-    return int(getattr(config, "head_dim", None) or default)
 
 
 def _prompt_limit(job: Job, config: PretrainedConfig) -> int:

@@ -26,6 +26,7 @@ from rft.training.optimization import (
 )
 from rft.training.passes import Passes
 from rft.training.ranks import Ranks
+from rft.training.sizes import prompt_copy_cost
 
 Anchors = Mapping[int, Sequence[Sequence[float]]]
 """Logprobs before the step's first update, by group ordinal, completion and token."""
@@ -99,7 +100,11 @@ class Updater:
         self._total_steps = total_steps
         self._sampler_is_exact = sampler_is_exact
         has_reference = self._settings.kl_coefficient > 0
-        self.passes = Passes(policy, ranks, self._settings.token_budget, has_reference, make_room)
+        copy_cost = prompt_copy_cost(
+            policy.base.config, policy.base.dtype, self._settings.gradient_checkpointing
+        )
+        budget = self._settings.token_budget
+        self.passes = Passes(policy, ranks, budget, has_reference, make_room, copy_cost)
         self.optimizer = new_optimizer(
             policy.parameters(), self._settings.betas, self._settings.weight_decay
         )

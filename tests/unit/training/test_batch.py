@@ -1,5 +1,6 @@
 """What counts in an update, and how groups become micro-batches."""
 
+import time
 from dataclasses import replace
 
 import pytest
@@ -170,7 +171,7 @@ def test_micro_batches_are_as_few_as_can_be_and_about_the_same_size() -> None:
         assert [group.ordinal for batch in batches for group in batch.groups] == [0, 1, 2, 3]
 
 
-def test_what_prompts_share_counts_half_for_each_but_the_first() -> None:
+def test_what_prompts_share_counts_once_and_each_copy_of_a_prompt_a_part() -> None:
     prefix = tuple(range(100, 100 + SHORTEST_PREFIX))
     groups = [
         replace(
@@ -179,13 +180,45 @@ def test_what_prompts_share_counts_half_for_each_but_the_first() -> None:
         )
         for index in range(3)
     ]
-    cost = SHORTEST_PREFIX + 2 * (SHORTEST_PREFIX - SHORTEST_PREFIX // 2) + 3 * 2
-    (batch,) = micro_batches(groups, cost, CPU)
-    assert batch.packed.num_tokens == SHORTEST_PREFIX + 3 * 2
+    tokens = SHORTEST_PREFIX + 3 * 2
+    cost = tokens + 3 * (SHORTEST_PREFIX + 1) // 4
+    (batch,) = micro_batches(groups, cost, CPU, 0.25)
+    assert batch.packed.num_tokens == tokens
     assert batch.num_budget_tokens == cost
-    assert len(micro_batches(groups, cost - 1, CPU)) == 2
-    assert len(micro_batches(groups, cost, CPU, are_apart=True)) == 2
-    assert len(micro_batches(groups, 2 * (SHORTEST_PREFIX + 2) - 1, CPU, are_apart=True)) == 3
+    assert len(micro_batches(groups, cost - 1, CPU, 0.25)) == 2
+    assert len(micro_batches(groups, tokens, CPU)) == 1
+    apart = 3 * (SHORTEST_PREFIX + 2)
+    assert len(micro_batches(groups, apart, CPU, are_apart=True)) == 1
+    assert len(micro_batches(groups, apart - 1, CPU, are_apart=True)) == 2
+
+
+def test_the_copies_of_a_prompt_count_where_a_group_is_cut() -> None:
+    """A prompt of 8 tokens, each completion with one more and a copy of the eight at a quarter."""
+    completions = [make_completion((5, 6))] * 6
+    group = make_training_group(completions, (0.0,) * 6, prompt_ids=tuple(range(8)))
+    sizes = {
+        budget: [len(part.rollouts) for part in cut_to_budget([group], budget, 0.25)]
+        for budget in (26, 25, 17, 11)
+    }
+    assert sizes == {26: [6], 25: [3, 3], 17: [3, 3], 11: [1] * 6}
+    for budget, parts in sizes.items():
+        cut = cut_to_budget([group], budget, 0.25)
+        batches = micro_batches(cut, budget, CPU, 0.25)
+        assert [len(batch.advantages) for batch in batches] == parts
+
+
+def test_many_groups_are_put_into_micro_batches_quickly() -> None:
+    """The time grows with their number, not with its square."""
+    completions = [make_completion((5, 6))] * 8
+    prompt = tuple(range(1000))
+    groups = [
+        make_training_group(completions, (0.0,) * 8, ordinal=n, prompt_ids=(*prompt, n))
+        for n in range(1500)
+    ]
+    began = time.perf_counter()
+    batches = micro_batches(groups, 12_000, CPU)
+    assert time.perf_counter() - began < 20
+    assert sum(len(batch.groups) for batch in batches) == 1500
 
 
 def test_no_groups_give_no_batches() -> None:

@@ -23,7 +23,12 @@ from rft.training.memory import (
     largest_step_bytes,
     peak_memory_bytes,
 )
-from rft.training.setup import Workshop, activation_bytes_per_token, kv_bytes_per_token
+from rft.training.setup import Workshop
+from rft.training.sizes import (
+    activation_bytes_per_token,
+    kv_bytes_per_token,
+    prompt_copy_cost,
+)
 from tests.tiny import tiny_model, tiny_policy, tiny_tokenizer
 
 CPU = torch.device("cpu")
@@ -31,7 +36,9 @@ SOURCE = ModelSource("tiny", Path("/nowhere"), None, "tiny")
 WIDE = {"hidden_size": 192, "intermediate_size": 512, "head_dim": 48, "num_hidden_layers": 4}
 
 
-def kept_for_backward(policy: Policy, num_completions: int) -> tuple[int, int]:
+def kept_for_backward(
+    policy: Policy, num_completions: int, prompt: int = 20, completion: int = 40
+) -> tuple[int, int]:
     """Bytes that a pass leaves for its backward pass, weights apart, and its packed tokens."""
     models = [policy.base, policy.merged.model] if policy.merges_exactly else [policy.base]
     weights = {t.data_ptr() for m in models for t in (*m.parameters(), *m.buffers())}
@@ -43,8 +50,8 @@ def kept_for_backward(policy: Policy, num_completions: int) -> tuple[int, int]:
             kept[storage.data_ptr()] = (storage.nbytes(), tensor)
         return tensor
 
-    completions = tuple(tuple(range(4, 44)) for _ in range(num_completions))
-    batch = pack([TokenGroup(tuple(range(5, 25)), completions)], CPU)
+    completions = (tuple(range(4, 4 + completion)),) * num_completions
+    batch = pack([TokenGroup(tuple(5 + n % 40 for n in range(prompt)), completions)], CPU)
     with policy.updating(), torch.autograd.graph.saved_tensors_hooks(keep, lambda kept: kept):
         policy.score(batch, 1.0)
     return sum(num_bytes for num_bytes, _ in kept.values()), batch.input_ids.numel()
@@ -63,6 +70,24 @@ def test_activations_of_a_token_are_estimated_from_shapes(family: str, dtype: to
     policy = new_policy(base, LoraShape(rank=4, alpha=8), 0)
     estimate = activation_bytes_per_token(base.config, dtype)
     assert 0.85 < estimate / measured_per_token(policy) < 1.3
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma"])
+def test_copies_of_a_long_prompt_are_estimated_from_shapes(
+    family: str, checkpointing: bool
+) -> None:
+    """Each further completion of two tokens keeps the keys and values of 400."""
+    base = tiny_model(family, **WIDE, max_position_embeddings=512)
+    policy = new_policy(base, LoraShape(rank=4, alpha=8), 0, gradient_checkpointing=checkpointing)
+    policy.merged  # noqa: B018
+    (small, _), (large, _) = (kept_for_backward(policy, n, 400, 2) for n in (3, 23))
+    sizes = base.config, torch.float32, checkpointing
+    estimate = (400 * prompt_copy_cost(*sizes) + 1) * activation_bytes_per_token(*sizes)
+    if checkpointing:  # copies live in the layer that is computed again
+        assert (large - small) / 20 < estimate
+    else:
+        assert 0.85 < estimate / ((large - small) / 20) < 1.3
 
 
 @pytest.mark.model
@@ -102,14 +127,16 @@ def base_head_bytes(policy: Policy) -> int:
 
 
 def test_the_largest_step_by_hand() -> None:
-    """12 prompt and 8 completion tokens; the step has 2 · (12 + 2 · 8) = 56 tokens in one micro-batch."""
+    """12 prompt and 8 completion tokens; the step has 2 · (12 + 2 · 8) = 56 tokens in one micro-batch, where
+    each of the four completions keeps the keys and values of 12 more."""
     workshop, policy = workshop_of("engine.rollout.slots=4")
     kv = 4 * 20 * (2 * 4 * 96 * 4)  # slots · tokens · (2 · layers · width · float32)
     per_token = 4 * 4 * (5 * 192 + 3 * 192 + 6 * 96 + 4 * 512)
     adapter = sum(parameter.numel() for parameter in policy.parameters().values()) * 4
     merged = 4 * (2 * 192**2 + 2 * 192 * 96 + 3 * 192 * 512) * 4
     head = base_head_bytes(policy)
-    expected = 1000 + merged + head + kv + 56 * per_token + 4 * adapter
+    copies = 4 * 12 * (2 * 4 * 96 * 4)
+    expected = 1000 + merged + head + kv + 56 * per_token + copies + 4 * adapter
     assert largest_step_bytes(workshop, policy, held=1000) == expected
 
 
@@ -155,7 +182,8 @@ def test_a_smaller_budget_or_checkpointing_makes_the_largest_step_smaller() -> N
     # one row of 20 tokens is the least
     workshop, _ = workshop_of(keys[0])
     per_token = activation_bytes_per_token(workshop.base.config, torch.float32)
-    assert sizes[0] - sizes[1] == (56 - 20) * per_token
+    copy = 12 * kv_bytes_per_token(workshop.base.config, torch.float32)
+    assert sizes[0] - sizes[1] == (56 - 20) * per_token + (4 - 1) * copy
 
 
 def test_memory_of_this_machine() -> None:
