@@ -9,6 +9,7 @@ from rft.graders import (
     grader_parts,
     grader_warnings,
     output_json_problems,
+    output_json_warnings,
     output_tools_warnings,
     template_problems,
 )
@@ -104,6 +105,7 @@ def job_warnings(job: Job, train: Sequence[Example], valid: Sequence[Example]) -
     return [
         *data_warnings(train, valid),
         *grader_warnings(job.grader, [example.item for example in examples]),
+        *output_json_warnings(job.grader, has_json=job.completion_schema is not None),
         *output_tools_warnings(job.grader, has_tools=has_tools),
         *sandbox_warnings(job),
         *format_warnings(job),

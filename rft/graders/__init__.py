@@ -13,6 +13,7 @@ from rft.graders.label_model import LabelModel
 from rft.graders.model_grader import LOCAL, ModelGrader
 from rft.graders.multi import Multi
 from rft.graders.python import Python
+from rft.graders.python_source import reading_lines
 from rft.graders.score_model import ScoreModel
 from rft.graders.string_check import StringCheck
 from rft.graders.template import MissingVariable, Template, Variable
@@ -36,6 +37,7 @@ __all__ = [
     "local_judges",
     "open_grader",
     "output_json_problems",
+    "output_json_warnings",
     "output_tools_warnings",
     "passes",
     "problems_of",
@@ -154,6 +156,17 @@ def output_json_problems(
         Problem(f"`{{{{ {variable.text} }}}}`: {what}", field, remedy)
         for field, variable in sample_variables(document, "output_json", where)
         if not has_json
+    ]
+
+
+def output_json_warnings(document: GraderDocument, *, has_json: bool) -> list[str]:
+    """The sources that read `output_json` although the job asks for no JSON (`has_json`)."""
+    sources = [part for part in document.parts() if isinstance(part, Python)]
+    return [
+        f"{part.name}: source line {lines[0]}: a sample has output_json only with a response_format that "
+        "asks for JSON: set one, or read sample['output_text'], with json.loads if it is JSON"
+        for part in sources
+        if not has_json and (lines := reading_lines(part.source, "output_json"))
     ]
 
 

@@ -343,7 +343,11 @@ class OpenModelGrader(Grader):
         )
 
     def _judged(self, request: JudgeRequest) -> tuple[_Judged, bool]:
+        is_mine = False
+
         def call() -> _Judged:
+            nonlocal is_mine
+            is_mine = True
             reply = self._judge.answer(request)
             try:
                 reward = self._document.reward_of(reply, self._settings)
@@ -358,4 +362,12 @@ class OpenModelGrader(Grader):
             return _Judged(reward, reply.usage, reply.model)
 
         text = json.dumps([dict(message) for message in request.messages])
-        return self._calls.once(hashlib.sha256(text.encode()).digest(), call)
+        try:
+            return self._calls.once(hashlib.sha256(text.encode()).digest(), call)
+        except GradingFault as error:
+            if is_mine:
+                raise
+            # who waited for another's call asked for no tokens
+            fault = GradingFault(error.flag, error.details, of_sample=error.of_sample)
+            fault.model = error.model
+            raise fault from None

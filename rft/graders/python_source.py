@@ -43,8 +43,6 @@ OTHER_PACKAGES: Mapping[str, str] = {
     "dateutil": "python-dateutil",
     "Levenshtein": "levenshtein",
 }
-UNFILLED_VARIABLES = ("output_json", "output_audio")
-"""Of a sample in the product; in training here there are none yet."""
 PROVIDED = frozenset({"__main__", "rft_sandbox"})
 """What the sandbox itself has for a source to import."""
 NUM_RETRIES = 20
@@ -239,31 +237,29 @@ def install_remedy(package: str) -> str:
 
 
 def source_warnings(source: str) -> list[str]:
-    """Text that a source runs as code, and what it reads that no sample has; none for one that cannot be
-    compiled."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            tree = parsed(source)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return []
-    nodes = list(ast.walk(tree))
-    calls = [node for node in nodes if isinstance(node, ast.Call) and runs_text(node)]
-    missing = [
-        node.lineno
-        for node in nodes
-        if isinstance(node, ast.Constant) and node.value in UNFILLED_VARIABLES
-    ]
-    unfilled = [
-        f"line {line}: a sample has no output_json or output_audio in training (response_format is "
-        "not built yet): read sample['output_text'], with json.loads if it is JSON"
-        for line in missing[:1]
-    ]
-    return unfilled + [
+    """Text that a source runs as code; none for one that cannot be compiled."""
+    calls = [node for node in nodes_of(source) if isinstance(node, ast.Call) and runs_text(node)]
+    return [
         f"line {call.lineno}: {ast.unparse(call.func)}(…) runs text inside grade: code that the model "
         "wrote can return any reward it likes there; run it with rft_sandbox.run_code"
         for call in sorted(calls, key=lambda call: call.lineno)
     ]
+
+
+def reading_lines(source: str, key: str) -> list[int]:
+    """The lines at which a source names a key of a sample, in order; none for one that cannot be compiled."""
+    constants = [node for node in nodes_of(source) if isinstance(node, ast.Constant)]
+    return sorted(node.lineno for node in constants if node.value == key)
+
+
+def nodes_of(source: str) -> list[ast.AST]:
+    """All of a source's syntax tree; empty for one that cannot be compiled."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return list(ast.walk(parsed(source)))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return []
 
 
 def runs_text(call: ast.Call) -> bool:

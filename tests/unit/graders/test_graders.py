@@ -18,6 +18,7 @@ from rft.graders import (
     grader_warnings,
     open_grader,
     output_json_problems,
+    output_json_warnings,
     output_tools_warnings,
     passes,
     problems_of,
@@ -140,6 +141,18 @@ def test_output_json_needs_a_response_format():
         "response_format that asks for JSON (method.grader.graders.a.input) → "
         "set one, or read sample.output_text"
     )
+
+
+def test_a_source_that_reads_output_json_needs_a_response_format():
+    source = "def grade(sample, item):\n    return float(sample['output_json'] == item['answer'])"
+    parts = {"a": EXACT, "b": {"type": "python", "name": "code", "source": source}}
+    document = documents.validate_python(MULTI | {"graders": parts})
+    assert output_json_warnings(document, has_json=True) == []
+    (warning,) = output_json_warnings(document, has_json=False)
+    assert warning.startswith(
+        "code: source line 2: a sample has output_json only with a response_format"
+    )
+    assert grader_warnings(document) == []
 
 
 def test_tool_calls_need_rows_with_tools():

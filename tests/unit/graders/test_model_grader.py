@@ -585,6 +585,31 @@ def test_tokens_of_a_reply_that_cannot_be_read_count() -> None:
     assert grade.model == "m-2026" and grade.reward is None
 
 
+def test_tokens_of_a_reply_that_cannot_be_read_count_once() -> None:
+    asked, waiting = threading.Event(), threading.Semaphore(0)
+
+    class Slow(Fixed):
+        def answer(self, request: JudgeRequest) -> JudgeReply:
+            asked.set()
+            waiting.acquire()
+            return super().answer(request)
+
+    judge = Slow("prose")
+    settings = GradingSettings(local_judges={"local:base": judge})
+    grader = score_model(model="local:base").open(settings)
+    with grader, ThreadPoolExecutor(2) as pool:
+        first = pool.submit(grader.grade, SAMPLE, ITEM)
+        assert asked.wait(60)
+        second = pool.submit(grader.grade, SAMPLE, ITEM)
+        time.sleep(0.2)  # until it waits for the first, or else asks, and the judge was asked twice
+        waiting.release(2)
+        grades = [first.result(60), second.result(60)]
+    assert [grade.reward for grade in grades] == [None, None]
+    assert len(judge.asked) == 1
+    assert [grade.usage for grade in grades] == [{"prompt_tokens": 3}, {}]
+    assert [grade.model for grade in grades] == ["local:base"] * 2
+
+
 def test_a_multi_takes_both_and_adds_up_what_they_cost() -> None:
     content = [{"role": "user", "content": "{{ sample.output_text }}"}]
     parts = {

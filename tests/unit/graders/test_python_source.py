@@ -12,6 +12,7 @@ from rft.graders.python_source import (
     MAX_SOURCE_BYTES,
     PRODUCT_PACKAGES,
     is_installed,
+    reading_lines,
     source_problems,
     source_warnings,
     unreadable_problems,
@@ -240,9 +241,7 @@ def test_a_job_learns_of_unreadable_packages_before_it_grades(tmp_path, monkeypa
     document.open(GradingSettings(sandbox="unsafe-local")).close()
 
 
-def test_what_no_sample_has_is_told():
-    source = (
-        "def grade(sample, item):\n    return float(sample.get('output_json') == item['answer'])\n"
-    )
-    (warning,) = source_warnings(source)
-    assert warning.startswith("line 2: a sample has no output_json or output_audio in training")
+def test_the_lines_that_name_a_key_are_found():
+    source = "def grade(sample, item):\n    got = sample.get('output_json')\n    return got == 'output_json'"
+    assert reading_lines(source, "output_json") == [2, 3]
+    assert reading_lines(source, "output_audio") == reading_lines("def grade(", "grade") == []
