@@ -52,11 +52,12 @@ def grade(
     Example:
       rft grade job.yaml --item item.json --sample "Paris"
     """
+    from rft.data import item_by_hand
     from rft.graders import local_judges, open_grader, passes
     from rft.job import load_job
 
     job = load_job(job_file, overrides or ())
-    row = read_item(item)
+    row = item_by_hand(read_item(item), job.engine.data)
     settings = job.grading_settings
     if local_judges(job.grader):
         from rft.training.judges import judges_alone

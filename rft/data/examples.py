@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from rft.data.columns import as_text, check_templates, render
@@ -114,14 +115,36 @@ def _example(index: int, row: Any, settings: DataSettings) -> Example:
 
 def _item(row: Mapping[str, Any], settings: DataSettings) -> dict[str, Any]:
     """The row as graders see it: its own keys, the mapped fields, and always `messages`."""
-    mapped = {name: render(t, row) for name, t in settings.fields.items() if name != "prompt"}
-    if "prompt" in settings.fields:
-        content = as_text(render(settings.fields["prompt"], row))
-        messages: Any = [{"role": "user", "content": content}]
-    elif settings.messages in row:
-        messages = row[settings.messages]
-    else:
+    if "prompt" not in settings.fields and settings.messages not in row:
         columns = ", ".join(list(row)[:12]) or "none"
         remedy = f"add it, or set engine.data.fields.prompt to a template over its keys ({columns})"
         raise RowError(f'the row is missing key "{settings.messages}"', remedy)
-    return {**row, **mapped, "messages": messages}
+    item = dict(row)
+    if settings.messages in row:
+        item["messages"] = row[settings.messages]
+    for name in settings.fields:
+        item |= _mapped(name, row, settings)
+    return item
+
+
+def item_by_hand(row: Mapping[str, Any], settings: DataSettings) -> dict[str, Any]:
+    """A row somebody wrote to try a grader, as graders see rows: what it lacks for that is left out.
+
+    Raises DataError with every malformed template of `engine.data.fields`.
+    """
+    check_templates(settings)
+    item = dict(row)
+    if settings.messages in row:
+        item["messages"] = row[settings.messages]
+    for name in settings.fields:
+        with suppress(RowError):
+            item |= _mapped(name, row, settings)
+    return item
+
+
+def _mapped(name: str, row: Mapping[str, Any], settings: DataSettings) -> dict[str, Any]:
+    """The key of an item that a field of `engine.data.fields` makes; raises RowError."""
+    value = render(settings.fields[name], row)
+    if name == "prompt":
+        return {"messages": [{"role": "user", "content": as_text(value)}]}
+    return {name: value}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
 
-from rft.data.json_lines import decoded, jsonl_rows
+from rft.data.json_lines import MAX_LINE_BYTES, decoded, jsonl_rows
 from rft.data.rows import Row, RowError
 from rft.errors import DataError
 from rft.job.paths import with_home
@@ -26,6 +26,10 @@ NO_TEXT: Mapping[bytes, tuple[str, str]] = {
     b"PK\3\4": ("an archive", "unpack it with unzip, and name a file of it"),
 }
 """By its first bytes: what a file is that holds no rows, and what to do with it."""
+
+
+TOOL_KEYS = ("parameters", "arguments")
+"""Of a tool and of its call: objects whose keys differ from one to the next."""
 
 
 def read_rows(source: str, field: str) -> Iterator[Row]:
@@ -82,6 +86,7 @@ def _csv_rows(path: Path, name: str, field: str) -> Iterator[Row]:
     _check_utf8(path, name)
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
+            csv.field_size_limit(MAX_LINE_BYTES)  # of 128 KiB by default
             reader = csv.reader(file, delimiter=delimiter, strict=True)
             header = next(reader, [])
             if len(set(header)) < len(header):
@@ -204,8 +209,20 @@ def _as_json(value: Any, column: str) -> Any:
     if isinstance(value, (datetime, date, time)):
         return value.isoformat()
     if isinstance(value, dict):
-        return {key: _as_json(inner, column) for key, inner in value.items()}
+        names = {key: _as_json(inner, column) for key, inner in value.items()}
+        if (
+            "name" in names
+        ):  # of a tool or of its call: a column's structs have the keys of all its rows
+            names |= {key: _without_nulls(names[key]) for key in TOOL_KEYS if key in names}
+        return names
     if isinstance(value, (list, tuple)):
         return [_as_json(inner, column) for inner in value]
     what = f"column `{column}` holds {type(value).__name__}, which graders cannot read"
     raise RowError(what, "drop the column, or turn it into text or numbers")
+
+
+def _without_nulls(value: Any) -> Any:
+    """The value without the keys of its objects that are null."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(inner) for key, inner in value.items() if inner is not None}
+    return [_without_nulls(inner) for inner in value] if isinstance(value, list) else value

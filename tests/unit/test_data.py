@@ -259,6 +259,13 @@ def test_csv_rows_are_texts_and_know_their_line(tmp_path: Path) -> None:
     assert problems(path)[0].what == "training_file: two columns have the same name"
 
 
+def test_a_long_text_of_a_csv_file_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "train.csv"
+    path.write_text("question,answer\n" + "word " * 40_000 + ",4\n")
+    (example,) = load(path, settings(fields={"prompt": "{{ question }}"}))
+    assert len(example.messages[0]["content"]) == 200_000
+
+
 @pytest.mark.parametrize(
     ("data", "what", "line"),
     [
@@ -284,6 +291,34 @@ def test_parquet_rows_keep_their_types(tmp_path: Path) -> None:
     assert (example.item["n"], example.item["x"], example.item["l"]) == (3, None, ["u", "v"])
     path.write_bytes(b"PAR1 nothing")
     assert problems(path)[0].what.startswith("training_file: not a Parquet file")
+
+
+def test_tools_of_a_parquet_file_have_no_other_tools_parameters(tmp_path: Path) -> None:
+    """A column's structs have the keys of all its rows, null where a row has them not."""
+
+    def tool(name: str, parameter: str) -> dict[str, Any]:
+        properties = {parameter: {"type": "string", "enum": ["a", None]}}
+        parameters = {"type": "object", "properties": properties}
+        return {"type": "function", "function": {"name": name, "parameters": parameters}}
+
+    def call(name: str, parameter: str) -> dict[str, Any]:
+        arguments = {parameter: "a"}
+        calls = [{"type": "function", "function": {"name": name, "arguments": arguments}}]
+        return {"role": "assistant", "content": "", "tool_calls": calls}
+
+    path = tmp_path / "train.parquet"
+    tools = [tool("weather", "city"), tool("read", "path")]
+    messages = [
+        *({"role": "user", "content": "?"}, call("weather", "city"), call("read", "path")),
+        {"role": "user", "content": "?"},
+    ]
+    rows = [{"messages": messages, "tools": tools, "other": {"city": None}}]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    (example,) = load(path)
+    assert list(example.tools) == example.item["tools"] == tools
+    calls = [message["tool_calls"][0]["function"] for message in example.messages[1:3]]
+    assert [one["arguments"] for one in calls] == [{"city": "a"}, {"path": "a"}]
+    assert example.item["other"] == {"city": None}
 
 
 def test_a_date_that_no_calendar_has_is_told(tmp_path: Path) -> None:
