@@ -1,6 +1,7 @@
 """`rft runs pause`, `resume` and `cancel`."""
 
 import shutil
+import socket
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -148,10 +149,21 @@ def _stop(run: Run, action: Action, timeout: float, as_json: bool) -> Reply:
             raise MachineError(
                 f"the run has not stopped within {timeout:g} seconds; it is asked to, and may still",
                 where=str(run.folder.root),
-                remedy=f"look at it: rft runs show {shown_name(run)}",
+                remedy=_look(run),
             )
         time.sleep(POLL_SECONDS)
     return _reply(run, as_json)
+
+
+def _look(run: Run) -> str:
+    """What to do about a run that does not answer."""
+    host = read_document(run.folder.state).get("host")
+    if host != socket.gethostname() and not is_held(run.folder.lock):
+        return (
+            f"it was begun on {host}, and no process holds it here: if that machine is gone, "
+            f"rft runs resume {shown_name(run)} goes on with it here"
+        )
+    return f"look at it: rft runs show {shown_name(run)}"
 
 
 def _names_a_step(name: str) -> bool:

@@ -139,7 +139,9 @@ def _next_commands(run: Run, status: RunStatus) -> list[str]:
     if status.status in ("paused", "failed"):
         commands.append(f"rft runs resume {name}" + _larger_budget(status))
     if run.best_checkpoint() is not None:
-        commands.append(f"rft generate {name} {shlex.quote(_example_prompt(run))}")
+        prompt = _example_prompt(run)
+        mark = "-- " if prompt.startswith("-") else ""
+        commands.append(f"rft generate {mark}{name} {shlex.quote(prompt)}")
         if start_to_best(run) is not None:
             commands.append(f"rft runs compare {name}@0 {name}@best")
         commands.append(f"rft export {name} {shlex.quote(run.name + '-adapter')} --format peft")

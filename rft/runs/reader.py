@@ -181,10 +181,17 @@ def split_reference(reference: str) -> tuple[str, int | None]:
 
 
 def list_runs(parent: Path) -> list[Run]:
-    """The runs below a folder, by name and number."""
+    """The runs below a folder that can be read, by name and number."""
     entries = parent.iterdir() if parent.is_dir() else iter(())
-    runs = [Run(RunFolder(entry)) for entry in entries if RunFolder(entry).is_run]
+    runs = [Run(RunFolder(entry)) for entry in entries if _is_readable_run(RunFolder(entry))]
     return sorted(runs, key=lambda run: _natural(run.name))
+
+
+def _is_readable_run(folder: RunFolder) -> bool:
+    try:
+        return folder.is_run
+    except PermissionError:  # another user's, or a volume's `lost+found`
+        return False
 
 
 def adapter_folder(reference: str, parent: Path) -> Path:
@@ -244,4 +251,6 @@ def _checkpoint(step: int, folder: Path) -> Checkpoint | None:
 
 def _natural(name: str) -> list[tuple[int, str]]:
     """A sort key under which run-10 comes after run-9."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+    return [
+        (int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)
+    ]

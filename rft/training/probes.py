@@ -7,7 +7,7 @@ from typing import Any
 
 from rft.allocator import settle_memory
 from rft.data import job_warnings
-from rft.job import Job, ModelSettings, load_job
+from rft.job import Job, ModelSettings, read_job
 from rft.models import (
     ModelSource,
     choose_device_and_dtype,
@@ -160,7 +160,13 @@ def settings_of(source: ModelSource) -> tuple[ModelSettings, str | None]:
     document = RunFolder(source.adapter.parent.parent).resolved_job
     if not document.is_file():
         return ModelSettings(), None
-    job = load_job(document)
+    reading = read_job(document)
+    if reading.job is None or not (
+        reading.says("engine", "model") and reading.says("engine", "data")
+    ):
+        assert reading.error is not None
+        raise reading.error
+    job = reading.job  # whether its grader can run here is nothing to a model that only answers
     here = {"device": "auto", "dtype": "auto"}
     return job.engine.model.model_copy(update=here), job.engine.data.system
 

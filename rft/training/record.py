@@ -1,6 +1,7 @@
 """What a run leaves on disk while it goes on; only the first rank has one."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,17 @@ class Recorder:
 
     def close(self) -> None:
         if self._tracker:
-            self._tracker.end_training()
+            with self._tracking_may_fail():
+                self._tracker.end_training()
+
+    @contextmanager
+    def _tracking_may_fail(self) -> Iterator[None]:
+        """Go on without the tracker after any error of its own: it must not take a run down."""
+        try:
+            yield
+        except Exception as error:
+            self._tracker = None
+            self.say("warn", f"tracking stops here: {type(error).__name__}: {error}")
 
     def say(self, level: Level, message: str) -> None:
         """An event, told to the watcher too."""
@@ -84,11 +95,8 @@ class Recorder:
         self.writer.event("info", _headline(flat, tree), type="metrics", data=tree)
         if self._tracker:
             numbers = {k: v for k, v in flat.items() if isinstance(v, (int, float))}
-            try:
+            with self._tracking_may_fail():
                 self._tracker.log(numbers, step=step)
-            except Exception as error:  # a tracker must not take a run down
-                self._tracker = None
-                self.say("warn", f"tracking stops here: {type(error).__name__}: {error}")
         if record:
             self._report.step(flat)
         if evaluation:

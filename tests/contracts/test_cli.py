@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -332,6 +333,20 @@ def test_a_run_whose_process_died_can_be_cancelled(here: Path) -> None:
     assert open_run("b-1", Path("runs")).status().status == "cancelled"
 
 
+def test_a_run_of_a_machine_that_is_gone_can_be_taken_up(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with RunWriter(here / "runs/b-1", []) as writer:
+        bring_to(writer, "running")
+    state = here / "runs/b-1/state.json"
+    state.write_text(json.dumps(json.loads(state.read_text()) | {"host": "pod-7"}))
+    assert main(["runs", "cancel", "b-1", "--timeout", "0.2"]) == 3
+    assert (
+        "it was begun on pod-7, and no process holds it here: if that machine is gone, "
+        "rft runs resume b-1 goes on with it here" in capsys.readouterr().err
+    )
+
+
 @pytest.mark.parametrize(("action", "status"), [("pause", "paused"), ("cancel", "cancelled")])
 def test_a_running_job_is_asked_and_waited_for(
     here: Path, action: str, status: str, capsys: pytest.CaptureFixture[str]
@@ -458,6 +473,27 @@ def test_a_grade_is_the_product_s_reply(
     assert metadata["errors"]["python_grader_runtime_error"] is False
     assert metadata["errors"]["python_grader_runtime_error_details"] is None
     assert not any(metadata["errors"].values())
+
+
+@pytest.mark.parametrize(
+    ("row", "reward"),
+    [
+        ({"q": "Capital?", "gold": {"name": "Paris"}}, 1.0),
+        ({"gold": {"name": "Paris"}}, 1.0),
+        ({"answer": "Paris"}, 1.0),
+        ({"answer": "Rome", "gold": {"name": "Paris"}}, 1.0),
+        ({"answer": "Rome"}, 0.0),
+    ],
+)
+def test_an_item_is_what_graders_see_in_training(
+    here: Path, row: dict[str, Any], reward: float, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A row of the data with its fields mapped, or what somebody wrote instead of one."""
+    (here / "row.json").write_text(json.dumps(row))
+    fields = 'engine.data.fields={prompt: "{{ q }}", answer: "{{ gold.name }}"}'
+    command = ["grade", "job.yaml", fields, "--item", "row.json", "--sample", "Paris", "--json"]
+    assert main(command) == 0
+    assert json.loads(capsys.readouterr().out)["sub_rewards"]["same"] == reward
 
 
 def test_a_failing_grade_is_an_answer_not_a_failure(
@@ -611,6 +647,15 @@ def test_a_summary_tells_the_whole_story(run: Path) -> None:
     assert f"  {program()} runs compare a-1@0 a-1@best" in lines
     assert any(line.startswith(f"  {program()} generate a-1 ") for line in lines)
     assert any(line.endswith("training reward   ● validation reward") for line in lines)
+
+
+def test_a_prompt_like_an_option_is_shown_as_a_prompt(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rft.cli.summary._example_prompt", lambda run: "-5 + 3 = ?")
+    shown = [line for line in summary_lines(open_run("a-1", Path("runs"))) if "generate" in line]
+    assert shown == [f"  {program()} generate -- a-1 '-5 + 3 = ?'"]
+    assert main(["generate", "--", "nowhere-1", "-5 + 3 = ?"]) == 2  # the model, not an option
 
 
 def test_a_run_with_nothing_in_it_yet_has_a_summary(here: Path) -> None:

@@ -56,6 +56,27 @@ def test_runs_open_by_name_and_by_path(parent: Path) -> None:
     assert [run.name for run in list_runs(parent)] == ["a-1", "a-2", "a-10"]
 
 
+def test_a_folder_that_cannot_be_read_hides_no_other(
+    parent: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (parent / "lost+found").mkdir(mode=0)
+    is_file = Path.is_file
+
+    def refused(path: Path) -> bool:
+        if path.parent.name == "lost+found":  # what everybody but root is told
+            raise PermissionError(13, "Permission denied", str(path))
+        return is_file(path)
+
+    monkeypatch.setattr(Path, "is_file", refused)
+    assert [run.name for run in list_runs(parent)] == ["a-1", "a-2", "a-10"]
+
+
+def test_names_with_digits_that_are_no_numbers_are_sorted(parent: Path) -> None:
+    with RunWriter(parent / "a-2²", []) as run:
+        bring_to(run, "running")
+    assert [run.name for run in list_runs(parent)] == ["a-1", "a-2", "a-2²", "a-10"]
+
+
 def test_a_run_that_is_missing_is_answered_with_the_nearest(parent: Path) -> None:
     with pytest.raises(RunError, match=r"there is no run 'a-3'.*did you mean .*a-"):
         open_run("a-3", parent)
