@@ -46,10 +46,11 @@ class Point:
 
 
 def points_of(axis: str) -> list[Point]:
-    """The sizes of an axis; `group` keeps the completions of a step at 64, `rows` at 128."""
+    """The sizes of an axis; `group` keeps the completions of a step at 64, each as long as the job lets it be,
+    `rows` at 128."""
     if axis == "group":
         return [
-            Point(axis, size, {GROUP: size, BATCH: 64 // size, COMPLETION: 64}, repeats=6)
+            Point(axis, size, {GROUP: size, BATCH: 64 // size}, repeats=6)
             for size in (4, 8, 16, 32)
         ]
     if axis == "completion":
@@ -104,10 +105,16 @@ def measure(job: str, num_threads: int, points: Sequence[Point]) -> list[dict[st
         found = []
         for point, worker, taken in zip(points, opened, samples, strict=True):
             prompt = worker.ask("settings", num_steps=1)["train"][0]
+            counted = taken[1:] or taken
             told = {
                 "value": point.value,
                 "code": code,
-                **costs(taken[1:] or taken),
+                **costs(counted),
+                "rounds": [
+                    sample["seconds"] / sample["num_completions"]
+                    for sample in counted
+                    if not point.samples_only
+                ],
                 "prompt_tokens": len(prompt["token_ids"]),
                 "peak_memory": worker.ask("peak_memory"),
             }
