@@ -71,6 +71,8 @@ def _copy(source: RunFolder, target: RunFolder, step: int) -> None:
         for entry in sorted((source.root / folder).glob("step_*")):
             copy = _copy_folder if entry.is_dir() else _copy_file
             copy(entry, target.root / folder / entry.name)
+    if source.start_adapter.is_dir():
+        _copy_folder(source.start_adapter, target.start_adapter)
     for number in steps_in(target.checkpoints):
         if verify_folder(target.checkpoint(number)):
             shutil.rmtree(target.checkpoint(number))

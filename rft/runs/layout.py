@@ -82,6 +82,11 @@ class RunFolder:
         return self.root / "checkpoints"
 
     @property
+    def start_adapter(self) -> Path:
+        """The adapter that the run continues from, where it does: its own run may drop it."""
+        return self.root / "start_adapter"
+
+    @property
     def states(self) -> Path:
         return self.root / "states"
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rft.errors import MachineError, Problem
+from rft.job import ResolvedJob, dump_job
 from rft.runs.environment import environment
 from rft.training.ranks import Ranks
 
@@ -18,6 +19,7 @@ REMEDIES = {
     "data": "give every process the same data files",
     "step": "let all processes see the same run folder, on a disk that they share",
     "adapter": "let all processes see the same run folder and the same model",
+    "model": "give every process the same files of the model",
 }
 SAME_ENVIRONMENT = "start every process in the same environment"
 
@@ -27,18 +29,31 @@ class Fingerprint:
     """What one rank is about to train with."""
 
     job: str
-    """SHA-256 of the resolved document."""
+    """SHA-256 of the resolved document, as `common_text` has it."""
     data: str
     """SHA-256 of the rows as the model sees them."""
     step: int
     """The last finished step."""
     adapter: str
     """SHA-256 over names, types, shapes and bytes of the LoRA matrices."""
+    model: str
+    """The digest of the weights that stay as they are."""
     versions: Mapping[str, str]
 
 
+def common_text(job: ResolvedJob) -> str:
+    """The document without what each rank takes from its own machine's cores: how many it grades at once."""
+    grading = job.engine.grading.model_copy(update={"concurrency": 1})
+    engine = job.engine.model_copy(update={"grading": grading})
+    return dump_job(job.model_copy(update={"engine": engine}))
+
+
 def fingerprint(
-    job_text: str, data_digest: str, step: int, adapter: Mapping[str, Tensor]
+    job_text: str,
+    data_digest: str,
+    step: int,
+    adapter: Mapping[str, Tensor],
+    model_digest: str,
 ) -> Fingerprint:
     """This process's; `adapter`: the LoRA matrices by name."""
     found: dict[str, Any] = environment()
@@ -47,6 +62,7 @@ def fingerprint(
         data=data_digest,
         step=step,
         adapter=tensors_digest(adapter),
+        model=model_digest,
         versions={
             "python": platform.python_version(),
             "rft": found["rft"],

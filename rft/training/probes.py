@@ -1,5 +1,6 @@
 """Looking without training: check a job, measure a model, talk to it."""
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -50,7 +51,7 @@ from rft.training.setup import (
 from rft.training.trainer import Trainer
 from rft.training.update import Updater
 from rft.training.watch_metrics import canary_metrics
-from rft.types import Example
+from rft.types import Example, Prompt
 
 NUM_MEASURED_STEPS = 2
 
@@ -171,6 +172,13 @@ def settings_of(source: ModelSource) -> tuple[ModelSettings, str | None]:
     return job.engine.model.model_copy(update=here), job.engine.data.system
 
 
+def spread(prompts: Sequence[Prompt], count: int) -> Sequence[Prompt]:
+    """So many of the prompts, evenly apart; all where there are not more."""
+    if len(prompts) <= count:
+        return prompts
+    return [prompts[index * len(prompts) // count] for index in range(count)]
+
+
 def _estimated(
     workshop: Workshop,
     policy: Policy,
@@ -186,7 +194,7 @@ def _estimated(
     updater = Updater(job, policy, ranks, total_steps, sampler.is_exact, make_room)
     trainer = Trainer(job, workshop.train_prompts, sampler, collector, updater, ranks)
     records = [trainer.step(step) for step in range(1, NUM_MEASURED_STEPS + 1)]
-    prompts = workshop.valid_prompts[:8]
+    prompts = spread(workshop.valid_prompts, job.engine.rollout.slots)
     # canaries are few whatever the number of rows, and graded while others are sampled
     evaluation = run_evaluation(0, job, prompts, collector, ranks, num_canary_rows=0)
     num_rows = len(workshop.train_prompts), len(workshop.valid_prompts)

@@ -195,6 +195,16 @@ def refuse_changed_data(before: str, now: str, folder: RunFolder) -> None:
         )
 
 
+def refuse_changed_model(before: str | None, now: str, job: ResolvedJob, folder: RunFolder) -> None:
+    """Raise RunError when the weights under the run's adapter are not those it was begun with."""
+    if before is not None and before != now:
+        raise RunError(
+            f"the weights of {job.model} differ from those this run was begun with",
+            where=str(folder.root),
+            remedy="take the model back to what it was, or start another run",
+        )
+
+
 def flattened(value: Any, prefix: str = "") -> dict[str, Any]:
     """A nested mapping as dotted keys; lists stay values."""
     if not isinstance(value, dict) or not value:

@@ -18,7 +18,7 @@ from rft.rollout.sampler import Sampler
 from rft.runs.layout import RunFolder
 from rft.runs.requests import Request
 from rft.runs.writer import BEGUN, Level, Status
-from rft.training.agreement import fingerprint, refuse_drift
+from rft.training.agreement import common_text, fingerprint, refuse_drift
 from rft.training.endings import budget_spent, early_end, grading_failure
 from rft.training.evaluation import Evaluation, evaluate
 from rft.training.hang import HangWatch
@@ -94,10 +94,11 @@ class Session:
         refuse_drift(
             self._ranks,
             fingerprint(
-                self._resumption.origin.job,
+                common_text(self._parts.workshop.job),
                 self._progress.data_digest,
                 self._progress.step,
                 self._parts.policy.adapter_tensors(),
+                self._parts.workshop.model_digest,
             ),
         )
         if self._recorder:

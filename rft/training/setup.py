@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -23,7 +24,6 @@ from rft.models import (
     count_parameters,
     encode_prompts,
     end_token_ids,
-    find_model,
     load_config,
     load_model,
     load_tokenizer,
@@ -38,8 +38,10 @@ from rft.rollout.sampler import Sampler
 from rft.rollout.transcribe import Transcriber
 from rft.rollout.vllm_open import open_vllm
 from rft.runs.environment import available_cores
+from rft.runs.layout import RunFolder
 from rft.sharding import is_source, num_processes, shard_base
 from rft.training.judges import judges_beside
+from rft.training.model_origin import find_job_model, model_digest
 from rft.training.ranks import Ranks
 from rft.training.sizes import activation_bytes_per_token, kv_bytes_per_token
 from rft.types import Example, Prompt
@@ -59,6 +61,8 @@ class Workshop:
 
     job: ResolvedJob
     source: ModelSource
+    model_digest: str
+    """Of the weights that training leaves as they are."""
     tokenizer: PreTrainedTokenizerBase
     base: PreTrainedModel
     end_token_ids: tuple[int, ...]
@@ -129,10 +133,13 @@ def chat_kwargs(job: Job, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     return {**effort_kwargs(template_source(tokenizer), effort), **own}
 
 
-def open_workshop(job: Job, rows: Rows, runs_folder: Path) -> Workshop:
-    """Find and load the model, render the prompts, and replace every `auto` of the job."""
+def open_workshop(
+    job: Job, rows: Rows, runs_folder: Path, begun: RunFolder | None = None
+) -> Workshop:
+    """Find and load the model, render the prompts, and replace every `auto` of the job; `begun`: the run that
+    the job goes on with."""
     _refuse_lone_shard(job)
-    source = find_model(job.model, runs_folder=runs_folder)
+    source = find_job_model(job.model, runs_folder, begun)
     tokenizer, train, valid = render(job, rows, source)
     device, dtype = choose_device_and_dtype(job.engine.model)
     if device == "cpu":
@@ -145,6 +152,7 @@ def open_workshop(job: Job, rows: Rows, runs_folder: Path) -> Workshop:
         dtype=dtype,
         context_length=context_length(base.config),
         longest_prompt=max(len(prompt.token_ids) for prompt in (*train, *valid)),
+        mean_prompt=round(fmean(len(prompt.token_ids) for prompt in train)),
         kv_bytes_per_token=kv_bytes_per_token(base.config, base.dtype),
         activation_bytes_per_token=activation_bytes_per_token(base.config, base.dtype),
         num_cores=available_cores(),
@@ -154,7 +162,8 @@ def open_workshop(job: Job, rows: Rows, runs_folder: Path) -> Workshop:
         job = with_lora_of(job, source.adapter)
     job = _with_chat_kwargs(job, chat_kwargs(job, tokenizer))
     ends = end_token_ids(base.config, base.generation_config, tokenizer)
-    return Workshop(resolve_job(job, facts), source, tokenizer, base, ends, train, valid)
+    digest = model_digest(base, source.adapter)
+    return Workshop(resolve_job(job, facts), source, digest, tokenizer, base, ends, train, valid)
 
 
 def _with_chat_kwargs(job: Job, kwargs: dict[str, Any]) -> Job:

@@ -37,6 +37,7 @@ from rft.runs.layout import (
 from rft.runs.lock import refuse_held
 from rft.runs.writer import BEGUN, RunWriter
 from rft.training.interrupts import StepAbandoned, StopRequests
+from rft.training.model_origin import keep_start_adapter
 from rft.training.outcome import finished_outcome
 from rft.training.ranks import Ranks
 from rft.training.record import Recorder
@@ -48,6 +49,7 @@ from rft.training.resume import (
     machine_changes,
     refuse_changed_data,
     refuse_changed_job,
+    refuse_changed_model,
     refuse_lost_state,
     same_rewards,
 )
@@ -140,7 +142,7 @@ def _open(
     rows = read_rows(order.job)
     try_grader(order.job, rows)
     job = keep_settled(order.job, order.folder_to_resume)
-    workshop = open_workshop(job, rows, order.runs_folder)
+    workshop = open_workshop(job, rows, order.runs_folder, order.folder_to_resume)
     policy = make_policy(workshop)
     sampler = make_sampler(workshop, policy, ranks)
     choice = ranks.broadcast(_choose(order) if ranks.is_main else None)
@@ -154,7 +156,7 @@ def _open(
         resumption = _find_state(choice, workshop, machine)
         if writer:
             _refuse_finished(writer)
-            _begin_folder(writer, order, workshop.job, resumption, machine)
+            _begin_folder(writer, order, workshop, resumption, machine)
             _refuse_small_disk(choice.folder, workshop, policy)
         recorder = None
         if writer:
@@ -207,7 +209,8 @@ def _parts(
 def _find_state(choice: RunChoice, workshop: Workshop, machine: dict[str, Any]) -> Resumption:
     """The state to go on from, if any, once it is sure that the job may."""
     job, folder = workshop.job, RunFolder(choice.folder)
-    origin = Origin(dump_job(job), job.steps(len(workshop.train_prompts)), machine)
+    total_steps = job.steps(len(workshop.train_prompts))
+    origin = Origin(dump_job(job), total_steps, machine, workshop.model_digest)
     state, faults = StateStore(folder).newest()
     digest = data_digest(workshop)
     if state is None:
@@ -218,6 +221,7 @@ def _find_state(choice: RunChoice, workshop: Workshop, machine: dict[str, Any]) 
     refuse_changed_job(job, state.origin.job, folder, is_fork)
     if not is_fork:
         refuse_changed_data(state.progress.data_digest, digest, folder)
+        refuse_changed_model(state.origin.model_digest, workshop.model_digest, job, folder)
     faults += machine_changes(state.origin.machine, machine)
     keeps_ranking = state.progress.data_digest == digest and same_rewards(job, state.origin.job)
     return Resumption(state, faults, origin, digest, is_fork, keeps_ranking or not is_fork)
@@ -226,12 +230,12 @@ def _find_state(choice: RunChoice, workshop: Workshop, machine: dict[str, Any]) 
 def _begin_folder(
     writer: RunWriter,
     order: Order,
-    job: ResolvedJob,
+    workshop: Workshop,
     resumption: Resumption,
     machine: dict[str, Any],
 ) -> None:
     """Take the run's files back to the state, and write what it is made with."""
-    before, state = writer.state, resumption.state
+    job, before, state = workshop.job, writer.state, resumption.state
     # under another grader, or on other rows, earlier rewards say nothing
     begin = state if resumption.keeps_ranking else None
     writer.rewind(
@@ -257,6 +261,8 @@ def _begin_folder(
     writer.event("info", f"Validating training file: {files}")
     if state is None or not writer.folder.job.is_file():
         writer.document("job.yaml", order.job_text)
+    if state is None and workshop.source.adapter is not None:
+        keep_start_adapter(workshop.source.adapter, writer.folder)
     writer.document("job.resolved.yaml", resumption.origin.job)
     writer.document("env.json", machine)
 

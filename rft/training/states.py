@@ -55,6 +55,8 @@ class Origin:
     total_steps: int
     machine: Mapping[str, Any]
     """Versions, processor, threads, processes, device."""
+    model_digest: str | None = None
+    """Of the weights that the run never changes; None in a state that was saved without."""
 
     @property
     def job_sha256(self) -> str:

@@ -1,16 +1,19 @@
 """Invariants 9 and 10: a run is a function of its job; what it saves is what it trained."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rft.errors import PausedError, RunError
 from rft.job import load_job
+from rft.runs.fork import fork_run
 from rft.runs.layout import RunFolder
 from rft.runs.reader import open_run
 from rft.training.probes import generate
@@ -133,6 +136,40 @@ def test_a_job_continues_from_a_checkpoint_which_is_its_reference(
     again = open_run(str(tmp_path / "more"), tmp_path).checkpoints()[-1]
     config = json.loads((again.folder / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str(job_file.parent / "model")
+
+
+def test_a_run_keeps_the_adapter_that_it_continues_from(
+    job_file: Path, whole: Path, tmp_path: Path
+) -> None:
+    """The run that made it may drop it, or find a better one: the reference stays what it was."""
+    source = tmp_path / "source"
+    shutil.copytree(whole, source)
+    keys = (f"model={source}", "engine.training.kl_coefficient=0.1")
+    run_job(job_file, tmp_path / "straight", *keys)
+    with pytest.raises(PausedError):
+        run_job(job_file, tmp_path / "paused", *keys, "engine.budget.steps=2")
+    fork = fork_run(RunFolder(tmp_path / "paused"))
+    shutil.rmtree(source / "checkpoints")
+    for folder in (tmp_path / "paused", fork.root):
+        assert run_job(job_file, folder, *keys, resume=True).status == "succeeded"
+        assert timeless(folder) == timeless(tmp_path / "straight")
+
+
+def test_a_run_does_not_go_on_over_other_weights(job_file: Path, tmp_path: Path) -> None:
+    """Ranks would tell by the same digest that they have different ones."""
+    model = tmp_path / "model"
+    shutil.copytree(job_file.parent / "model", model)
+    run = tmp_path / "run"
+    with pytest.raises(PausedError):
+        run_job(job_file, run, f"model={model}", "engine.budget.steps=1")
+    file = model / "model.safetensors"
+    tensors = load_file(file)
+    name = next(name for name in sorted(tensors) if "down_proj" in name)
+    save_file({**tensors, name: tensors[name] * 1.001}, file, {"format": "pt"})
+    with pytest.raises(RunError, match=r"the weights of .*/model differ from those this run was"):
+        run_job(job_file, run, f"model={model}", resume=True)
+    save_file(tensors, file, {"format": "pt"})
+    assert run_job(job_file, run, f"model={model}", resume=True).status == "succeeded"
 
 
 def test_several_updates_a_step_use_the_recorded_logprobs(job_file: Path, tmp_path: Path) -> None:

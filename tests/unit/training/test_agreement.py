@@ -10,11 +10,19 @@ import pytest
 import torch
 
 from rft.errors import MachineError
-from rft.training.agreement import Fingerprint, drift, fingerprint, refuse_drift, tensors_digest
+from rft.training.agreement import (
+    Fingerprint,
+    common_text,
+    drift,
+    fingerprint,
+    refuse_drift,
+    tensors_digest,
+)
 from rft.training.ranks import Ranks
 from tests.launch import run_ranks
+from tests.unit.training.made import make_job
 
-SAME = Fingerprint("a" * 64, "b" * 64, 3, "c" * 64, {"torch": "2.13.0", "rft": "0.1.0"})
+SAME = Fingerprint("a" * 64, "b" * 64, 3, "c" * 64, "f" * 64, {"torch": "2.13.0", "rft": "0.1.0"})
 
 
 def test_ranks_that_agree() -> None:
@@ -43,6 +51,14 @@ def test_a_rank_that_lacks_a_library_differs() -> None:
     assert problem.what == "rank 1 has another torch than rank 0: 2.13.0 instead of none"
 
 
+def test_ranks_may_have_different_cores() -> None:
+    few, many, other = (
+        common_text(make_job(f"engine.grading.concurrency={n}", f"seed={seed}"))
+        for n, seed in ((2, 7), (64, 7), (2, 8))
+    )
+    assert few == many != other
+
+
 def test_one_bit_of_an_adapter_shows() -> None:
     tensors = {"b": torch.ones(2, 3), "a": torch.zeros(4, dtype=torch.bfloat16)}
     digest = tensors_digest(tensors)
@@ -58,7 +74,7 @@ def test_one_bit_of_an_adapter_shows() -> None:
 
 
 def test_one_process_agrees_with_itself() -> None:
-    mine = fingerprint("model: tiny", "digest", 0, {"a": torch.ones(2)})
+    mine = fingerprint("model: tiny", "digest", 0, {"a": torch.ones(2)}, "base")
     assert {"python", "torch", "rft"} <= mine.versions.keys()
     refuse_drift(Ranks(use_cpu=True), mine)
 

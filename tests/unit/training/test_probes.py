@@ -7,7 +7,8 @@ import pytest
 from rft.errors import JobError
 from rft.models.names import ModelSource
 from rft.runs.layout import RunFolder
-from rft.training.probes import settings_of
+from rft.training.probes import settings_of, spread
+from tests.unit.training.made import make_prompt
 
 JOB = """\
 model: tiny
@@ -39,6 +40,12 @@ def test_a_run_whose_grader_cannot_run_here_still_answers(
     settings, system = settings_of(source_of(tmp_path))
     assert settings.chat_template_kwargs == {"enable_thinking": False}
     assert system == "Be brief."
+
+
+def test_prompts_of_an_estimate_lie_evenly_apart() -> None:
+    prompts = [make_prompt(row) for row in range(10)]
+    assert [prompt.example.row for prompt in spread(prompts, 4)] == [0, 2, 5, 7]
+    assert spread(prompts, 10) == spread(prompts, 64) == prompts
 
 
 def test_a_run_whose_settings_cannot_be_read_does_not(tmp_path: Path) -> None:
