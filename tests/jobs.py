@@ -39,6 +39,7 @@ def resolved_job(*overrides: str, num_rows: int = 32) -> ResolvedJob:
         dtype="float32",
         context_length=512,
         longest_prompt=40,
+        mean_prompt=40,
         kv_bytes_per_token=1024,
         activation_bytes_per_token=100_000,
         num_cores=1,

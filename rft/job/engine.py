@@ -171,8 +171,8 @@ class TrainingSettings(Section):
     betas: Betas = (0.9, 0.99)
     """AdamW's decay rates of the two moments."""
     token_budget: Auto | Count = "auto"
-    """Tokens in a micro-batch of whole groups, or of parts of one that exceeds it; auto: from the device's memory
-    and the longest prompt."""
+    """Tokens in a micro-batch of whole groups, or of even parts of one that exceeds it, with what each completion
+    keeps of its prompt; auto: from the device's memory and the longest prompt."""
     gradient_checkpointing: Auto | bool = "auto"
     """Recompute activations in the backward pass; auto: when the largest group needs it."""
 

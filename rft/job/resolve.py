@@ -17,6 +17,8 @@ GIB = 2**30
 CPU_ACTIVATION_MEMORY = GIB
 CPU_SATURATION = 1024
 """Rows beyond which a CPU's matrix kernels gain nothing; they are near their best from 256 on."""
+PROMPTS_PER_PART = 7
+"""The tokens of a part of a group, in those of its prompt: then cutting adds a sixth to what is computed."""
 ROLLOUTS_PER_PROMPT = 8
 """Completions per prompt at compute_multiplier 1."""
 COMPLETION_TOKENS = {"default": 256, "low": 128, "medium": 256, "high": 512}
@@ -42,6 +44,8 @@ class JobFacts:
     """Tokens the model can hold."""
     longest_prompt: int
     """Tokens of the longest training or validation prompt."""
+    mean_prompt: int
+    """Tokens of a training prompt, on average."""
     kv_bytes_per_token: int
     activation_bytes_per_token: int
     num_cores: int
@@ -118,7 +122,7 @@ def _resolve_engine(job: Job, hyperparameters: dict[str, Any], facts: JobFacts) 
     _fill(
         engine["training"],
         learning_rate=learning_rate(facts.num_parameters),
-        token_budget=_token_budget(facts),
+        token_budget=_token_budget(group_size, completion, facts),
         gradient_checkpointing=_needs_checkpointing(row_tokens, facts),
     )
     _fill(engine["evaluation"], temperature=rollout.temperature if sampled else 0.0)
@@ -160,18 +164,22 @@ def _slots(num_rollouts: int, max_completion_tokens: int, facts: JobFacts) -> in
     return max(4, min(num_rollouts, cap, memory // max(1, bytes_per_row)))
 
 
-def _token_budget(facts: JobFacts) -> int:
+def _token_budget(group_size: int, max_completion_tokens: int, facts: JobFacts) -> int:
     """Packed tokens of a micro-batch: as many as the memory set aside for activations holds, at least 256,
-    and on a CPU no more than keep its matrix kernels busy; but twice the longest prompt within half of what
-    memory can be expected to hold, as a group that is cut has its prompt computed again for each part."""
+    and on a CPU no more than keep its matrix kernels busy.
+
+    A group that is cut has its prompt computed again for each part. So that this costs little, a whole group,
+    twice the longest prompt, and `PROMPTS_PER_PART` times a usual one, whichever is least, are within half of
+    what memory can be expected to hold.
+    """
     memory = CPU_ACTIVATION_MEMORY if facts.device == "cpu" else 8 * GIB
     bytes_per_token = max(1, facts.activation_bytes_per_token)
     budget = max(256, memory // bytes_per_token)
     if facts.device == "cpu":
         budget = min(budget, CPU_SATURATION)
-    return max(
-        budget, min(2 * facts.longest_prompt, _most_activations(facts) // 2 // bytes_per_token)
-    )
+    part = max(2 * facts.longest_prompt, PROMPTS_PER_PART * facts.mean_prompt)
+    group = facts.longest_prompt + group_size * max_completion_tokens
+    return max(budget, min(part, group, _most_activations(facts) // 2 // bytes_per_token))
 
 
 def _needs_checkpointing(row_tokens: int, facts: JobFacts) -> bool:

@@ -46,11 +46,11 @@ class Point:
 
 
 def points_of(axis: str) -> list[Point]:
-    """The sizes of an axis; `group` keeps the completions of a step at 64, each as long as the job lets it be,
-    `rows` at 128."""
+    """The sizes of an axis; `group` keeps the completions of a step at 64, each as long as the job lets it be, of
+    prompts that have little in common, and `rows` at 128."""
     if axis == "group":
         return [
-            Point(axis, size, {GROUP: size, BATCH: 64 // size}, repeats=6)
+            Point(axis, size, {GROUP: size, BATCH: 64 // size}, repeats=4, prompt_tokens=250)
             for size in (4, 8, 16, 32)
         ]
     if axis == "completion":

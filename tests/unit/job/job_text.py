@@ -26,6 +26,7 @@ FACTS = JobFacts(
     dtype="float32",
     context_length=8192,
     longest_prompt=100,
+    mean_prompt=100,
     kv_bytes_per_token=46_080,
     activation_bytes_per_token=500_000,
     num_cores=2,

@@ -135,13 +135,22 @@ def test_slots_are_capped_by_the_device(device: str, slots: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("longest_prompt", "token_budget"),
-    [(300, 751), (500, 1000), (1000, 2000), (4000, 2255)],  # 3 GiB // 1 428 480 at most
+    ("group_size", "longest", "mean", "token_budget"),
+    [
+        (8, 100, 50, 751),
+        (8, 300, 250, 812),  # the whole group
+        (16, 300, 250, 1324),
+        (32, 300, 250, 1750),  # seven prompts of a part's tokens
+        (32, 500, 50, 1000),  # twice the longest
+        (64, 1000, 500, 2255),  # 3 GiB // 1 428 480 at most
+    ],
 )
-def test_a_token_budget_has_room_behind_the_longest_prompt(
-    longest_prompt: int, token_budget: int
+def test_a_token_budget_has_room_behind_the_prompts(
+    group_size: int, longest: int, mean: int, token_budget: int
 ) -> None:
-    job = resolve(longest_prompt=longest_prompt, activation_bytes_per_token=1_428_480)
+    shape = [f"engine.rollout.group_size={group_size}", "engine.rollout.max_completion_tokens=64"]
+    facts = {"longest_prompt": longest, "mean_prompt": mean}
+    job = resolve(*shape, **facts, activation_bytes_per_token=1_428_480)
     assert job.engine.training.token_budget == token_budget
 
 

@@ -36,6 +36,7 @@ FACTS = JobFacts(
     dtype="float32",
     context_length=512,
     longest_prompt=10,
+    mean_prompt=10,
     kv_bytes_per_token=1,
     activation_bytes_per_token=1,
     num_cores=1,
