@@ -12,6 +12,7 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
 from rft.errors import Problem
+from rft.graders.template import LATER_SAMPLE_VARIABLES
 
 MAX_SOURCE_BYTES = 256_000
 NAME = "grader.py"
@@ -237,9 +238,15 @@ def install_remedy(package: str) -> str:
 
 
 def source_warnings(source: str) -> list[str]:
-    """Text that a source runs as code; none for one that cannot be compiled."""
+    """Text that a source runs as code, and what it reads that no sample has; none for one that cannot be
+    compiled."""
     calls = [node for node in nodes_of(source) if isinstance(node, ast.Call) and runs_text(node)]
-    return [
+    unbuilt = [
+        f"line {line}: a sample has no {key} yet"
+        for key in LATER_SAMPLE_VARIABLES
+        for line in reading_lines(source, key)[:1]
+    ]
+    return unbuilt + [
         f"line {call.lineno}: {ast.unparse(call.func)}(…) runs text inside grade: code that the model "
         "wrote can return any reward it likes there; run it with rft_sandbox.run_code"
         for call in sorted(calls, key=lambda call: call.lineno)

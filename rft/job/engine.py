@@ -172,7 +172,7 @@ class TrainingSettings(Section):
     """AdamW's decay rates of the two moments."""
     token_budget: Auto | Count = "auto"
     """Tokens in a micro-batch of whole groups, or of even parts of one that exceeds it, with what each completion
-    keeps of its prompt; auto: from the device's memory and the longest prompt."""
+    keeps of its prompt; auto: from the device's memory, the prompts and the size of a group."""
     gradient_checkpointing: Auto | bool = "auto"
     """Recompute activations in the backward pass; auto: when the largest group needs it."""
 

@@ -168,9 +168,9 @@ def _token_budget(group_size: int, max_completion_tokens: int, facts: JobFacts) 
     """Packed tokens of a micro-batch: as many as the memory set aside for activations holds, at least 256,
     and on a CPU no more than keep its matrix kernels busy.
 
-    A group that is cut has its prompt computed again for each part. So that this costs little, a whole group,
-    twice the longest prompt, and `PROMPTS_PER_PART` times a usual one, whichever is least, are within half of
-    what memory can be expected to hold.
+    A group that is cut has its prompt computed again for each part. So that this costs little, the budget is
+    `PROMPTS_PER_PART` usual prompts or two of the longest, whichever is more, but no more than the largest group
+    or half of what memory can be expected to hold.
     """
     memory = CPU_ACTIVATION_MEMORY if facts.device == "cpu" else 8 * GIB
     bytes_per_token = max(1, facts.activation_bytes_per_token)
@@ -178,7 +178,8 @@ def _token_budget(group_size: int, max_completion_tokens: int, facts: JobFacts) 
     if facts.device == "cpu":
         budget = min(budget, CPU_SATURATION)
     part = max(2 * facts.longest_prompt, PROMPTS_PER_PART * facts.mean_prompt)
-    group = facts.longest_prompt + group_size * max_completion_tokens
+    copied = math.ceil(facts.longest_prompt * facts.kv_bytes_per_token / bytes_per_token)
+    group = facts.longest_prompt + group_size * (max_completion_tokens + copied)
     return max(budget, min(part, group, _most_activations(facts) // 2 // bytes_per_token))
 
 

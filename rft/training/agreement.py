@@ -1,4 +1,4 @@
-"""At the start all ranks must have the same job, rows, libraries and adapter; one that differs is named."""
+"""At the start all ranks must have the same job, rows, libraries and weights; one that differs is named."""
 
 import hashlib
 import platform

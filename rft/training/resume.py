@@ -44,6 +44,9 @@ the files are compared by themselves."""
 TENSOR_KEYS = ("model", "engine.lora")
 """Keys that say which weights a state holds: not even a fork may change them."""
 
+FORMAT_KEYS = ("engine.model.dtype", "engine.model.quantization")
+"""Keys that say how a base's numbers are held."""
+
 REWARD_KEYS = (
     "method.reinforcement.grader.",
     "method.reinforcement.response_format",
@@ -195,14 +198,22 @@ def refuse_changed_data(before: str, now: str, folder: RunFolder) -> None:
         )
 
 
-def refuse_changed_model(before: str | None, now: str, job: ResolvedJob, folder: RunFolder) -> None:
-    """Raise RunError when the weights under the run's adapter are not those it was begun with."""
-    if before is not None and before != now:
-        raise RunError(
-            f"the weights of {job.model} differ from those this run was begun with",
-            where=str(folder.root),
-            remedy="take the model back to what it was, or start another run",
-        )
+def refuse_changed_model(
+    before: Origin, now: Origin, job: ResolvedJob, folder: RunFolder, faults: Sequence[str]
+) -> None:
+    """Raise RunError when the weights under the run's adapter are not those it was begun with; `faults`: what is
+    wrong with what the run keeps of them. A fork to another number format cannot tell."""
+    if before.model_digest in (None, now.model_digest):
+        return
+    begun, here = (flattened(yaml.safe_load(origin.job)) for origin in (before, now))
+    if any(begun.get(key) != here.get(key) for key in FORMAT_KEYS):
+        return
+    raise RunError(
+        f"the weights of {job.model} differ from those this run was begun with"
+        + "".join(f"; {fault}" for fault in faults),
+        where=str(folder.root),
+        remedy="take the model back to what it was, or start another run",
+    )
 
 
 def flattened(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from accelerate.utils import broadcast_object_list
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from rft.allocator import settle_memory
@@ -41,7 +42,7 @@ from rft.runs.environment import available_cores
 from rft.runs.layout import RunFolder
 from rft.sharding import is_source, num_processes, shard_base
 from rft.training.judges import judges_beside
-from rft.training.model_origin import find_job_model, model_digest
+from rft.training.model_origin import base_digest, find_job_model, origin_digest
 from rft.training.ranks import Ranks
 from rft.training.sizes import activation_bytes_per_token, kv_bytes_per_token
 from rft.types import Example, Prompt
@@ -144,7 +145,7 @@ def open_workshop(
     device, dtype = choose_device_and_dtype(job.engine.model)
     if device == "cpu":
         settle_memory()
-    base = load_base(source, job.engine.model, dtype, device)
+    base, digest = load_base(source, job.engine.model, dtype, device)
     facts = JobFacts(
         num_training_rows=len(train),
         num_parameters=count_parameters(base),
@@ -162,7 +163,7 @@ def open_workshop(
         job = with_lora_of(job, source.adapter)
     job = _with_chat_kwargs(job, chat_kwargs(job, tokenizer))
     ends = end_token_ids(base.config, base.generation_config, tokenizer)
-    digest = model_digest(base, source.adapter)
+    digest = origin_digest(digest, source.adapter)
     return Workshop(resolve_job(job, facts), source, digest, tokenizer, base, ends, train, valid)
 
 
@@ -174,15 +175,18 @@ def _with_chat_kwargs(job: Job, kwargs: dict[str, Any]) -> Job:
 
 def load_base(
     source: ModelSource, settings: ModelSettings, dtype: str, device: str
-) -> PreTrainedModel:
-    """The frozen base model: whole in each process, or sharded over them.
+) -> tuple[PreTrainedModel, str]:
+    """The frozen base model, whole in each process or sharded over them, and its digest.
 
     To be sharded it is read by rank 0 alone, through the host memory of its machine; collective then.
     """
     if settings.sharding == "none":
-        return load_model(source, settings, dtype, device)
+        base = load_model(source, settings, dtype, device)
+        return base, base_digest(base)
     base = load_model(source, settings, dtype, "cpu" if is_source() else "meta")
-    return shard_base(base, device)
+    digest = [base_digest(base) if is_source() else ""]
+    broadcast_object_list(digest)
+    return shard_base(base, device), digest[0]
 
 
 def _refuse_lone_shard(job: Job) -> None:

@@ -37,7 +37,7 @@ from rft.runs.layout import (
 from rft.runs.lock import refuse_held
 from rft.runs.writer import BEGUN, RunWriter
 from rft.training.interrupts import StepAbandoned, StopRequests
-from rft.training.model_origin import keep_start_adapter
+from rft.training.model_origin import keep_start_adapter, start_adapter_faults
 from rft.training.outcome import finished_outcome
 from rft.training.ranks import Ranks
 from rft.training.record import Recorder
@@ -221,7 +221,9 @@ def _find_state(choice: RunChoice, workshop: Workshop, machine: dict[str, Any]) 
     refuse_changed_job(job, state.origin.job, folder, is_fork)
     if not is_fork:
         refuse_changed_data(state.progress.data_digest, digest, folder)
-        refuse_changed_model(state.origin.model_digest, workshop.model_digest, job, folder)
+    damage = start_adapter_faults(folder)
+    refuse_changed_model(state.origin, origin, job, folder, damage)
+    faults += damage
     faults += machine_changes(state.origin.machine, machine)
     keeps_ranking = state.progress.data_digest == digest and same_rewards(job, state.origin.job)
     return Resumption(state, faults, origin, digest, is_fork, keeps_ranking or not is_fork)
@@ -261,8 +263,8 @@ def _begin_folder(
     writer.event("info", f"Validating training file: {files}")
     if state is None or not writer.folder.job.is_file():
         writer.document("job.yaml", order.job_text)
-    if state is None and workshop.source.adapter is not None:
-        keep_start_adapter(workshop.source.adapter, writer.folder)
+    if state is None:
+        keep_start_adapter(workshop.source, writer.folder)
     writer.document("job.resolved.yaml", resumption.origin.job)
     writer.document("env.json", machine)
 

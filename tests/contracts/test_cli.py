@@ -650,12 +650,13 @@ def test_a_summary_tells_the_whole_story(run: Path) -> None:
 
 
 def test_a_prompt_like_an_option_is_shown_as_a_prompt(
-    run: Path, monkeypatch: pytest.MonkeyPatch
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("rft.cli.summary._example_prompt", lambda run: "-5 + 3 = ?")
     shown = [line for line in summary_lines(open_run("a-1", Path("runs"))) if "generate" in line]
     assert shown == [f"  {program()} generate -- a-1 '-5 + 3 = ?'"]
-    assert main(["generate", "--", "nowhere-1", "-5 + 3 = ?"]) == 2  # the model, not an option
+    assert main(["generate", "--", "nowhere-1", "-5 + 3 = ?"]) == 2
+    assert "no model 'nowhere-1'" in capsys.readouterr().err
 
 
 def test_a_run_with_nothing_in_it_yet_has_a_summary(here: Path) -> None:

@@ -102,7 +102,8 @@ def open_base(folder: Path, dtype: str, sharding: str, device: str) -> PreTraine
     """The model in `folder`, as a job loads it."""
     source = find_model(str(folder / "base"), runs_folder=folder)
     settings = ModelSettings.model_validate({"sharding": sharding})
-    return load_base(source, settings, dtype, device)
+    base, _ = load_base(source, settings, dtype, device)
+    return base
 
 
 def shares(policy: Policy) -> dict[str, Any]:

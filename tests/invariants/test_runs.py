@@ -144,15 +144,54 @@ def test_a_run_keeps_the_adapter_that_it_continues_from(
     """The run that made it may drop it, or find a better one: the reference stays what it was."""
     source = tmp_path / "source"
     shutil.copytree(whole, source)
-    keys = (f"model={source}", "engine.training.kl_coefficient=0.1")
+    best = open_run(str(source), tmp_path).best_checkpoint()
+    assert best is not None
+    shutil.copytree(job_file.parent / "model", source / "model")
+    config = json.loads((best.folder / "adapter_config.json").read_text())
+    beside = tmp_path / "source" / "adapter"
+    shutil.copytree(best.folder, beside)
+    config["base_model_name_or_path"] = "../model"
+    (beside / "adapter_config.json").write_text(json.dumps(config))
+    keys = (f"model={beside}", "engine.training.kl_coefficient=0.1")
     run_job(job_file, tmp_path / "straight", *keys)
     with pytest.raises(PausedError):
         run_job(job_file, tmp_path / "paused", *keys, "engine.budget.steps=2")
     fork = fork_run(RunFolder(tmp_path / "paused"))
-    shutil.rmtree(source / "checkpoints")
+    shutil.rmtree(beside)
     for folder in (tmp_path / "paused", fork.root):
         assert run_job(job_file, folder, *keys, resume=True).status == "succeeded"
         assert timeless(folder) == timeless(tmp_path / "straight")
+
+
+def test_a_damaged_copy_of_an_adapter_is_told_and_passed_over(
+    job_file: Path, whole: Path, tmp_path: Path
+) -> None:
+    step = open_run(str(whole), whole.parent).checkpoints()[0].step
+    model, folder = f"model={whole}@{step}", tmp_path / "run"
+    with pytest.raises(PausedError):
+        run_job(job_file, folder, model, "engine.budget.steps=1")
+    weights = RunFolder(folder).start_adapter / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    assert run_job(job_file, folder, model, resume=True).status == "succeeded"
+    told = [event["message"] for event in open_run(str(folder), tmp_path).events()]
+    assert sum("start_adapter is damaged: adapter_model.safetensors" in text for text in told) == 1
+
+
+def test_a_run_that_begins_again_with_a_plain_model_keeps_no_adapter(
+    job_file: Path, whole: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    step = open_run(str(whole), whole.parent).checkpoints()[0].step
+    run_job(job_file, folder, f"model={whole}@{step}")
+    for name in ("states", "checkpoints", "samples"):  # as if it had ended before its first step
+        shutil.rmtree(folder / name)
+    (folder / "state.json").write_text(
+        json.dumps(json.loads((folder / "state.json").read_text()) | {"status": "failed"})
+    )
+    with pytest.raises(PausedError):
+        run_job(job_file, folder, "engine.budget.steps=1", resume=True)
+    assert not RunFolder(folder).start_adapter.exists()
+    assert run_job(job_file, folder, resume=True).status == "succeeded"
 
 
 def test_a_run_does_not_go_on_over_other_weights(job_file: Path, tmp_path: Path) -> None:
@@ -166,8 +205,10 @@ def test_a_run_does_not_go_on_over_other_weights(job_file: Path, tmp_path: Path)
     tensors = load_file(file)
     name = next(name for name in sorted(tensors) if "down_proj" in name)
     save_file({**tensors, name: tensors[name] * 1.001}, file, {"format": "pt"})
-    with pytest.raises(RunError, match=r"the weights of .*/model differ from those this run was"):
-        run_job(job_file, run, f"model={model}", resume=True)
+    fork = fork_run(RunFolder(run))
+    for folder in (run, fork.root):
+        with pytest.raises(RunError, match=r"the weights of .*/model differ from those this run"):
+            run_job(job_file, folder, f"model={model}", resume=True)
     save_file(tensors, file, {"format": "pt"})
     assert run_job(job_file, run, f"model={model}", resume=True).status == "succeeded"
 

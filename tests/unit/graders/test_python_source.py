@@ -245,3 +245,7 @@ def test_the_lines_that_name_a_key_are_found():
     source = "def grade(sample, item):\n    got = sample.get('output_json')\n    return got == 'output_json'"
     assert reading_lines(source, "output_json") == [2, 3]
     assert reading_lines(source, "output_audio") == reading_lines("def grade(", "grade") == []
+    assert source_warnings(source) == []
+    assert source_warnings(source.replace("json", "audio")) == [
+        "line 2: a sample has no output_audio yet"
+    ]
