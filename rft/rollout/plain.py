@@ -192,7 +192,7 @@ class PlainSampler:
             row.token_ids.append(token_ids[index])
             row.logprobs.append(logprobs[index])
             if drawn.allowed_tokens is not None and settings.keeps_allowed_tokens:
-                row.allowed_tokens.append(drawn.allowed_tokens[index])
+                row.allowed_tokens.append(drawn.allowed_tokens[index].copy())  # not all rows'
             row.finish_reason = self._transcriber.finish_reason(row.token_ids, settings)
 
     def _sampled(self, row: _Row, settings: SamplingSettings) -> Sampled:

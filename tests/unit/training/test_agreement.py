@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from made import make_job
 
 from rft.errors import MachineError
 from rft.training.agreement import (
@@ -20,7 +21,6 @@ from rft.training.agreement import (
 )
 from rft.training.ranks import Ranks
 from tests.launch import run_ranks
-from tests.unit.training.made import make_job
 
 SAME = Fingerprint("a" * 64, "b" * 64, 3, "c" * 64, "f" * 64, {"torch": "2.13.0", "rft": "0.1.0"})
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from made import FACTS, JOB, make_prompt
+from made import FACTS, JOB, make_completion, make_prompt, make_training_group
 from torch import Tensor
 
 import rft.head
@@ -17,6 +17,7 @@ from rft.linear import Product
 from rft.models import ModelSource, find_model, load_model
 from rft.packing import TokenGroup, pack
 from rft.policy import LoraShape, Policy, new_policy
+from rft.training.batch import cut_to_budget
 from rft.training.memory import (
     available_memory_bytes,
     held_memory_bytes,
@@ -184,6 +185,29 @@ def test_a_smaller_budget_or_checkpointing_makes_the_largest_step_smaller() -> N
     per_token = activation_bytes_per_token(workshop.base.config, torch.float32)
     copy = 12 * kv_bytes_per_token(workshop.base.config, torch.float32)
     assert sizes[0] - sizes[1] == (56 - 20) * per_token + (4 - 1) * copy
+
+
+@pytest.mark.parametrize(("group_size", "prompt"), [(16, 250), (8, 300), (8, 500)])
+def test_the_automatic_budget_holds_a_group_of_full_lengths(group_size: int, prompt: int) -> None:
+    """What resolves it counts as what cuts by it; sizes of the built-in model."""
+    facts = replace(
+        FACTS,
+        longest_prompt=prompt,
+        mean_prompt=prompt,
+        kv_bytes_per_token=46_080,
+        activation_bytes_per_token=1_428_480,
+    )
+    shape = (
+        f"engine.rollout.group_size={group_size}",
+        "engine.rollout.max_completion_tokens=64",
+        "engine.training.token_budget=auto",
+    )
+    job = resolve_job(parse_job(JOB, name="job.yaml", folder=Path("/jobs"), overrides=shape), facts)
+    completions = [make_completion(range(64))] * group_size
+    group = make_training_group(completions, (0.0,) * group_size, prompt_ids=range(prompt))
+    budget = job.engine.training.token_budget
+    assert cut_to_budget([group], budget, 46_080 / 1_428_480) == [group]
+    assert budget > 751  # what the memory set aside for activations alone would give
 
 
 def test_memory_of_this_machine() -> None:

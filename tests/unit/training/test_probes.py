@@ -3,12 +3,12 @@
 from pathlib import Path
 
 import pytest
+from made import make_prompt
 
 from rft.errors import JobError
 from rft.models.names import ModelSource
 from rft.runs.layout import RunFolder
 from rft.training.probes import settings_of, spread
-from tests.unit.training.made import make_prompt
 
 JOB = """\
 model: tiny

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from accelerate.tracking import GeneralTracker
+from made import make_job
 
 from rft.runs.reader import open_run
 from rft.runs.writer import RunWriter
@@ -12,7 +13,6 @@ from rft.training import record
 from rft.training.record import Recorder
 from rft.training.report import Silent
 from tests.statuses import bring_to
-from tests.unit.training.made import make_job
 
 
 class Failing(GeneralTracker):
