@@ -222,7 +222,7 @@ class Policy:
         config = self.model.peft_config[ADAPTER]
         document = {
             **json.loads(json.dumps(config.to_dict(), default=sorted)),
-            "base_model_name_or_path": config.base_model_name_or_path or self.base.name_or_path,
+            "base_model_name_or_path": self.base.name_or_path or config.base_model_name_or_path,
             "inference_mode": True,
         }
         return {

@@ -238,11 +238,11 @@ def install_remedy(package: str) -> str:
 
 
 def source_warnings(source: str) -> list[str]:
-    """Text that a source runs as code, and what it reads that no sample has; none for one that cannot be
+    """Text that a source runs as code, and what it names that no sample has; none for one that cannot be
     compiled."""
     calls = [node for node in nodes_of(source) if isinstance(node, ast.Call) and runs_text(node)]
     unbuilt = [
-        f"line {line}: a sample has no {key} yet"
+        f"line {line}: {key}: no sample has one yet"
         for key in LATER_SAMPLE_VARIABLES
         for line in reading_lines(source, key)[:1]
     ]

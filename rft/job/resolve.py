@@ -168,8 +168,8 @@ def _token_budget(group_size: int, max_completion_tokens: int, facts: JobFacts) 
     """Packed tokens of a micro-batch: as many as the memory set aside for activations holds, at least 256,
     and on a CPU no more than keep its matrix kernels busy.
 
-    A group that is cut has its prompt computed again for each part. So that this costs little, the budget is
-    `PROMPTS_PER_PART` usual prompts or two of the longest, whichever is more, but no more than the largest group
+    A group that is cut has its prompt computed again for each part. So that this costs little, the budget is raised
+    to `PROMPTS_PER_PART` usual prompts or two of the longest, whichever is more, but not beyond the largest group
     or half of what memory can be expected to hold.
     """
     memory = CPU_ACTIVATION_MEMORY if facts.device == "cpu" else 8 * GIB

@@ -142,7 +142,7 @@ def _base_of(adapter: Path) -> str:
     if Path(base).name in BUILTIN_MODELS:  # trained on another machine, whose cache lay elsewhere
         return Path(base).name
     beside = adapter / base
-    return str(beside) if beside.is_dir() else base
+    return str(beside.resolve()) if beside.is_dir() else base
 
 
 def _check_model_folder(folder: Path) -> None:

@@ -19,7 +19,8 @@ REMEDIES = {
     "data": "give every process the same data files",
     "step": "let all processes see the same run folder, on a disk that they share",
     "adapter": "let all processes see the same run folder and the same model",
-    "model": "give every process the same files of the model",
+    "base": "give every process the same files of the model",
+    "reference": "give every process the same adapter to continue from",
 }
 SAME_ENVIRONMENT = "start every process in the same environment"
 
@@ -36,8 +37,10 @@ class Fingerprint:
     """The last finished step."""
     adapter: str
     """SHA-256 over names, types, shapes and bytes of the LoRA matrices."""
-    model: str
-    """The digest of the weights that stay as they are."""
+    base: str
+    """The digest of the base's weights."""
+    reference: str
+    """The digest of the adapter that the job continues from."""
     versions: Mapping[str, str]
 
 
@@ -53,7 +56,8 @@ def fingerprint(
     data_digest: str,
     step: int,
     adapter: Mapping[str, Tensor],
-    model_digest: str,
+    base_digest: str,
+    adapter_digest: str,
 ) -> Fingerprint:
     """This process's; `adapter`: the LoRA matrices by name."""
     found: dict[str, Any] = environment()
@@ -62,7 +66,8 @@ def fingerprint(
         data=data_digest,
         step=step,
         adapter=tensors_digest(adapter),
-        model=model_digest,
+        base=base_digest,
+        reference=adapter_digest,
         versions={
             "python": platform.python_version(),
             "rft": found["rft"],

@@ -2,13 +2,13 @@
 
 import hashlib
 import json
-import os
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
 
+from rft.errors import ModelError
 from rft.models import ModelSource, find_model
 from rft.runs import disk
 from rft.runs.documents import json_bytes
@@ -31,19 +31,26 @@ def find_job_model(name: str, runs_folder: Path, begun: RunFolder | None) -> Mod
 
 
 def keep_start_adapter(source: ModelSource, folder: RunFolder) -> None:
-    """Copy the adapter that a run continues from, if it does, into its folder. Raises DiskError."""
-    disk.remove_folder(folder.start_adapter)
+    """See that a run's folder has a whole copy of the adapter that it continues from, or none if from none.
+
+    Raises DiskError, and ModelError when the adapter has gone.
+    """
     if source.adapter is None:
+        disk.remove_folder(folder.start_adapter)
         return
-    config = json.loads((source.adapter / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-    is_path = os.path.isabs(source.base_name)  # it may have been relative to the adapter
-    config["base_model_name_or_path"] = (
-        str(source.folder.resolve()) if is_path else source.base_name
-    )
-    files = {
-        ADAPTER_CONFIG: json_bytes(config, indent=2),
-        ADAPTER_WEIGHTS: (source.adapter / ADAPTER_WEIGHTS).read_bytes(),
-    }
+    if source.adapter == folder.start_adapter.absolute():
+        return
+    try:
+        config = json.loads((source.adapter / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+        weights = (source.adapter / ADAPTER_WEIGHTS).read_bytes()
+    except OSError as error:
+        raise ModelError(
+            f"the adapter went while it was loaded: {error.strerror}",
+            where=str(source.adapter),
+            remedy="start again: its run may have dropped the checkpoint for a better one",
+        ) from None
+    config["base_model_name_or_path"] = source.base_name  # it may have been relative to the adapter
+    files = {ADAPTER_CONFIG: json_bytes(config, indent=2), ADAPTER_WEIGHTS: weights}
     write_folder(folder.start_adapter, files)
 
 
@@ -53,12 +60,12 @@ def start_adapter_faults(folder: RunFolder) -> list[str]:
     return [f"{folder.start_adapter.name} is damaged: {'; '.join(faults)}"] if faults else []
 
 
-def origin_digest(base_digest: str, adapter: Path | None) -> str:
-    """SHA-256 over a base's digest and the file of the adapter that the policy continues from."""
-    digest = hashlib.sha256(base_digest.encode())
-    if adapter is not None:
-        digest.update((adapter / ADAPTER_WEIGHTS).read_bytes())
-    return digest.hexdigest()
+def adapter_digest(adapter: Path | None) -> str:
+    """SHA-256 of the weights of the adapter that a policy continues from; empty for none."""
+    if adapter is None:
+        return ""
+    with (adapter / ADAPTER_WEIGHTS).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def base_digest(base: PreTrainedModel) -> str:

@@ -201,12 +201,13 @@ def refuse_changed_data(before: str, now: str, folder: RunFolder) -> None:
 def refuse_changed_model(
     before: Origin, now: Origin, job: ResolvedJob, folder: RunFolder, faults: Sequence[str]
 ) -> None:
-    """Raise RunError when the weights under the run's adapter are not those it was begun with; `faults`: what is
-    wrong with what the run keeps of them. A fork to another number format cannot tell."""
-    if before.model_digest in (None, now.model_digest):
-        return
+    """Raise RunError when the weights under the run's adapter, or the adapter it continues from, are not those it
+    was begun with; `faults`: what is wrong with what the run keeps of them. What a fork holds in another number
+    format cannot be compared."""
     begun, here = (flattened(yaml.safe_load(origin.job)) for origin in (before, now))
-    if any(begun.get(key) != here.get(key) for key in FORMAT_KEYS):
+    is_alike = all(begun.get(key) == here.get(key) for key in FORMAT_KEYS)
+    same_base = before.base_digest in (None, now.base_digest) or not is_alike
+    if same_base and before.adapter_digest in (None, now.adapter_digest):
         return
     raise RunError(
         f"the weights of {job.model} differ from those this run was begun with"

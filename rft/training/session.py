@@ -98,7 +98,8 @@ class Session:
                 self._progress.data_digest,
                 self._progress.step,
                 self._parts.policy.adapter_tensors(),
-                self._parts.workshop.model_digest,
+                self._parts.workshop.base_digest,
+                self._parts.workshop.adapter_digest,
             ),
         )
         if self._recorder:

@@ -42,7 +42,7 @@ from rft.runs.environment import available_cores
 from rft.runs.layout import RunFolder
 from rft.sharding import is_source, num_processes, shard_base
 from rft.training.judges import judges_beside
-from rft.training.model_origin import base_digest, find_job_model, origin_digest
+from rft.training.model_origin import adapter_digest, base_digest, find_job_model
 from rft.training.ranks import Ranks
 from rft.training.sizes import activation_bytes_per_token, kv_bytes_per_token
 from rft.types import Example, Prompt
@@ -62,8 +62,9 @@ class Workshop:
 
     job: ResolvedJob
     source: ModelSource
-    model_digest: str
-    """Of the weights that training leaves as they are."""
+    base_digest: str
+    adapter_digest: str
+    """Of the adapter that the job continues from; empty for none."""
     tokenizer: PreTrainedTokenizerBase
     base: PreTrainedModel
     end_token_ids: tuple[int, ...]
@@ -163,8 +164,17 @@ def open_workshop(
         job = with_lora_of(job, source.adapter)
     job = _with_chat_kwargs(job, chat_kwargs(job, tokenizer))
     ends = end_token_ids(base.config, base.generation_config, tokenizer)
-    digest = origin_digest(digest, source.adapter)
-    return Workshop(resolve_job(job, facts), source, digest, tokenizer, base, ends, train, valid)
+    return Workshop(
+        resolve_job(job, facts),
+        source,
+        digest,
+        adapter_digest(source.adapter),
+        tokenizer,
+        base,
+        ends,
+        train,
+        valid,
+    )
 
 
 def _with_chat_kwargs(job: Job, kwargs: dict[str, Any]) -> Job:

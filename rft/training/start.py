@@ -210,7 +210,8 @@ def _find_state(choice: RunChoice, workshop: Workshop, machine: dict[str, Any]) 
     """The state to go on from, if any, once it is sure that the job may."""
     job, folder = workshop.job, RunFolder(choice.folder)
     total_steps = job.steps(len(workshop.train_prompts))
-    origin = Origin(dump_job(job), total_steps, machine, workshop.model_digest)
+    digests = workshop.base_digest, workshop.adapter_digest
+    origin = Origin(dump_job(job), total_steps, machine, *digests)
     state, faults = StateStore(folder).newest()
     digest = data_digest(workshop)
     if state is None:
@@ -263,8 +264,7 @@ def _begin_folder(
     writer.event("info", f"Validating training file: {files}")
     if state is None or not writer.folder.job.is_file():
         writer.document("job.yaml", order.job_text)
-    if state is None:
-        keep_start_adapter(workshop.source, writer.folder)
+    keep_start_adapter(workshop.source, writer.folder)
     writer.document("job.resolved.yaml", resumption.origin.job)
     writer.document("env.json", machine)
 

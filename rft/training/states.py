@@ -55,8 +55,10 @@ class Origin:
     total_steps: int
     machine: Mapping[str, Any]
     """Versions, processor, threads, processes, device."""
-    model_digest: str | None = None
-    """Of the weights that the run never changes; None in a state that was saved without."""
+    base_digest: str | None = None
+    """Of the base's weights; None in a state that was saved without."""
+    adapter_digest: str | None = None
+    """Of the adapter that the run continues from, likewise."""
 
     @property
     def job_sha256(self) -> str:

@@ -26,6 +26,9 @@ Speed is compared with the fastest of those measured, memory with the leanest; w
 - *stock* and *bfloat16* are measured by themselves, before the rounds: one step, or where that takes less than a
   minute two after one that does not count (where the code is unknown, one that was the first).
 - The machines are shared, and their speed is not theirs alone. Figures of different calls are not to be compared.
+- `scaling`, *group*: prompts of about 250 tokens that have little in common. What all prompts of a micro-batch begin
+  with is computed once, so that over the jobs' own, of 47 tokens of which most are alike, the group's size is worth
+  less than two rounds differ by.
 - A side that waits sleeps. Peak memory is a process's own (VmHWM).
 """
 

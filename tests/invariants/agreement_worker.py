@@ -44,7 +44,9 @@ def num_told(folder: Path) -> int:
 def refused(ranks: Ranks, policy: Policy) -> str | None:
     """The error of a rank, None where it agrees."""
     try:
-        refuse_drift(ranks, fingerprint("model: tiny", "rows", 3, policy.adapter_tensors(), "base"))
+        refuse_drift(
+            ranks, fingerprint("model: tiny", "rows", 3, policy.adapter_tensors(), "base", "")
+        )
     except MachineError as error:
         return str(error)
     return None

@@ -62,7 +62,7 @@ def exercise(
     tensors: dict[str, Tensor] = {}
     facts: dict[str, Any] = {}
     for dtype, checkpointing in DTYPES.items():
-        base = open_base(folder, dtype, sharding, device)
+        base, facts[f"{dtype} digest"] = base_and_digest(folder, dtype, sharding, device)
         policy = new_policy(base, LoraShape(rank=4, alpha=8), 0, checkpointing)
         make_adapter_large(policy)
         facts[dtype] = shares(policy)
@@ -100,10 +100,16 @@ def prepare(folder: Path) -> Path:
 
 def open_base(folder: Path, dtype: str, sharding: str, device: str) -> PreTrainedModel:
     """The model in `folder`, as a job loads it."""
+    return base_and_digest(folder, dtype, sharding, device)[0]
+
+
+def base_and_digest(
+    folder: Path, dtype: str, sharding: str, device: str
+) -> tuple[PreTrainedModel, str]:
+    """The same, and what the job knows it again by."""
     source = find_model(str(folder / "base"), runs_folder=folder)
     settings = ModelSettings.model_validate({"sharding": sharding})
-    base, _ = load_base(source, settings, dtype, device)
-    return base
+    return load_base(source, settings, dtype, device)
 
 
 def shares(policy: Policy) -> dict[str, Any]:

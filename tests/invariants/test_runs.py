@@ -13,6 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rft.errors import PausedError, RunError
 from rft.job import load_job
+from rft.models import find_model
+from rft.runs.folders import verify_folder
 from rft.runs.fork import fork_run
 from rft.runs.layout import RunFolder
 from rft.runs.reader import open_run
@@ -158,9 +160,33 @@ def test_a_run_keeps_the_adapter_that_it_continues_from(
         run_job(job_file, tmp_path / "paused", *keys, "engine.budget.steps=2")
     fork = fork_run(RunFolder(tmp_path / "paused"))
     shutil.rmtree(beside)
+    expected = open_run(str(tmp_path / "straight"), tmp_path).checkpoints()[-1].folder
     for folder in (tmp_path / "paused", fork.root):
         assert run_job(job_file, folder, *keys, resume=True).status == "succeeded"
         assert timeless(folder) == timeless(tmp_path / "straight")
+        found = open_run(str(folder), tmp_path).checkpoints()[-1].folder
+        for name in ("adapter_config.json", "adapter_model.safetensors"):
+            assert (found / name).read_bytes() == (expected / name).read_bytes()
+    assert find_model(str(expected), runs_folder=tmp_path).folder == source / "model"
+
+
+def test_a_fork_does_not_go_on_from_another_adapter(
+    job_file: Path, whole: Path, tmp_path: Path
+) -> None:
+    """Whatever number format it takes."""
+    best = open_run(str(whole), whole.parent).best_checkpoint()
+    assert best is not None
+    start, run = tmp_path / "start", tmp_path / "run"
+    shutil.copytree(best.folder, start)
+    with pytest.raises(PausedError):
+        run_job(job_file, run, f"model={start}", "engine.budget.steps=1")
+    fork = fork_run(RunFolder(run))
+    shutil.rmtree(RunFolder(fork.root).start_adapter)
+    tensors = load_file(start / "adapter_model.safetensors")
+    changed = {name: tensor + 0.01 for name, tensor in tensors.items()}
+    save_file(changed, start / "adapter_model.safetensors", {"format": "pt"})
+    with pytest.raises(RunError, match=r"the weights of .*/start differ from those this run"):
+        run_job(job_file, fork.root, f"model={start}", "engine.model.dtype=bfloat16", resume=True)
 
 
 def test_a_damaged_copy_of_an_adapter_is_told_and_passed_over(
@@ -175,6 +201,7 @@ def test_a_damaged_copy_of_an_adapter_is_told_and_passed_over(
     assert run_job(job_file, folder, model, resume=True).status == "succeeded"
     told = [event["message"] for event in open_run(str(folder), tmp_path).events()]
     assert sum("start_adapter is damaged: adapter_model.safetensors" in text for text in told) == 1
+    assert verify_folder(RunFolder(folder).start_adapter) == []
 
 
 def test_a_run_that_begins_again_with_a_plain_model_keeps_no_adapter(

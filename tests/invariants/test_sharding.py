@@ -15,7 +15,14 @@ from torch import Tensor
 
 from rft.policy import LoraShape, new_policy
 from rft.runs.reader import open_run
-from tests.invariants.sharding_worker import DTYPES, open_base, prepare, whole_tensors
+from rft.training.model_origin import base_digest
+from tests.invariants.sharding_worker import (
+    DTYPES,
+    base_and_digest,
+    open_base,
+    prepare,
+    whole_tensors,
+)
 from tests.jobs import write_job
 from tests.launch import run_ranks
 from tests.tiny import save_tiny_model
@@ -84,6 +91,18 @@ def test_each_rank_holds_its_part_of_the_layers_and_the_rest_whole(
             assert share["whole"] == ["model.embed_tokens.weight", "model.norm.weight"]
             assert share["split lora"] == []
             assert share["merges"] is False
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_sharded_base_is_known_by_the_whole_of_it(
+    worked: Callable[[int], Worked], size: int
+) -> None:
+    for dtype in DTYPES:
+        base, digest = base_and_digest(worked(size).folder, dtype, "none", "cpu")
+        assert [told[f"{dtype} digest"] for told in worked(size).facts["ranks"]] == [digest] * size
+        with torch.no_grad():
+            base.get_parameter("model.layers.1.mlp.down_proj.weight").mul_(1.01)
+        assert base_digest(base) != digest
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -247,5 +247,5 @@ def test_the_lines_that_name_a_key_are_found():
     assert reading_lines(source, "output_audio") == reading_lines("def grade(", "grade") == []
     assert source_warnings(source) == []
     assert source_warnings(source.replace("json", "audio")) == [
-        "line 2: a sample has no output_audio yet"
+        "line 2: output_audio: no sample has one yet"
     ]

@@ -22,7 +22,9 @@ from rft.training.agreement import (
 from rft.training.ranks import Ranks
 from tests.launch import run_ranks
 
-SAME = Fingerprint("a" * 64, "b" * 64, 3, "c" * 64, "f" * 64, {"torch": "2.13.0", "rft": "0.1.0"})
+SAME = Fingerprint(
+    "a" * 64, "b" * 64, 3, "c" * 64, "f" * 64, "", {"torch": "2.13.0", "rft": "0.1.0"}
+)
 
 
 def test_ranks_that_agree() -> None:
@@ -74,7 +76,7 @@ def test_one_bit_of_an_adapter_shows() -> None:
 
 
 def test_one_process_agrees_with_itself() -> None:
-    mine = fingerprint("model: tiny", "digest", 0, {"a": torch.ones(2)}, "base")
+    mine = fingerprint("model: tiny", "digest", 0, {"a": torch.ones(2)}, "base", "")
     assert {"python", "torch", "rft"} <= mine.versions.keys()
     refuse_drift(Ranks(use_cpu=True), mine)
 

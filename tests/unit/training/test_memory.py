@@ -118,7 +118,7 @@ def workshop_of(*overrides: str, family: str = "llama") -> tuple[Workshop, Polic
     )
     prompts = tuple(make_prompt(row, tuple(range(10, 20 + row))) for row in range(3))
     workshop = Workshop(
-        resolve_job(job, facts), SOURCE, "", tiny_tokenizer(), base, (2,), prompts, prompts[:1]
+        resolve_job(job, facts), SOURCE, "", "", tiny_tokenizer(), base, (2,), prompts, prompts[:1]
     )
     return workshop, new_policy(base, LoraShape(rank=4, alpha=8), 0)
 
