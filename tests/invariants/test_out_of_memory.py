@@ -66,7 +66,9 @@ def test_a_run_short_of_memory_is_one_that_began_with_the_smaller_budget(
         with pytest.raises(PausedError):
             run_job(job_file, folder, whole, "engine.budget.steps=1")
     budget = token_budget(folder, 1)
-    assert 100 < sizes[0] <= 180 and budget == sizes[0] // 2 and max(sizes[1:]) <= budget
+    # half of what the largest held, and of what its completions keep of their prompts
+    assert 100 < sizes[0] <= 180 and max(sizes[1:]) <= budget
+    assert sizes[0] // 2 < budget < sizes[0] // 2 + 10
     half = f"engine.training.token_budget={budget}"
     assert run_job(job_file, tmp_path / "half", half) == "succeeded"
     warnings = [

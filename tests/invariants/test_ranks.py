@@ -81,7 +81,8 @@ def test_when_one_rank_runs_out_of_memory_both_begin_again_with_half_of_the_larg
     worked: Worked,
 ) -> None:
     facts, tensors = worked["two, short of memory"]
-    assert facts["token_budget"] == 10
+    # half of the largest: 21 tokens, and one or two for what completions keep of the prompt
+    assert facts["token_budget"] == 11
     # rank 0 had finished its one pass, of 21 tokens; rank 1 failed in its second
     passes = [told["passes"] for told in facts["ranks"]]
     assert passes == [[21, 18, 12, 10], [18, 14, 13, 16, 10, 10]]
