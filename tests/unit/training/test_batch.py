@@ -1,13 +1,14 @@
 """What counts in an update, and how groups become micro-batches."""
 
-import time
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 import torch
 from made import make_completion, make_group, make_prompt, make_training_group
 
-from rft.packing import SHORTEST_PREFIX
+from rft.packing import SHORTEST_PREFIX, common_length
+from rft.training import batch as batch_module
 from rft.training.batch import (
     anchors_of,
     cut_to_budget,
@@ -207,18 +208,25 @@ def test_the_copies_of_a_prompt_count_where_a_group_is_cut() -> None:
         assert [len(batch.advantages) for batch in batches] == parts
 
 
-def test_many_groups_are_put_into_micro_batches_quickly() -> None:
-    """The time grows with their number, not with its square."""
+def test_prompts_are_compared_once_however_many_budgets_are_tried(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Planning must not grow with the square of the groups, of which a large budget holds hundreds."""
+    compared: list[int] = []
+
+    def counted(first: Sequence[int], second: Sequence[int]) -> int:
+        compared.append(len(first))
+        return common_length(first, second)
+
+    monkeypatch.setattr(batch_module, "common_length", counted)
     completions = [make_completion((5, 6))] * 8
-    prompt = tuple(range(1000))
     groups = [
-        make_training_group(completions, (0.0,) * 8, ordinal=n, prompt_ids=(*prompt, n))
-        for n in range(1500)
+        make_training_group(completions, (0.0,) * 8, ordinal=n, prompt_ids=(*range(100), n))
+        for n in range(200)
     ]
-    began = time.perf_counter()
-    batches = micro_batches(groups, 12_000, CPU)
-    assert time.perf_counter() - began < 20
-    assert sum(len(batch.groups) for batch in batches) == 1500
+    batches = micro_batches(groups, 1000, CPU)
+    assert [len(batch.groups) for batch in batches] == [100, 100]
+    assert compared == [101] * 199
 
 
 def test_no_groups_give_no_batches() -> None:
