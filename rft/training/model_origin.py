@@ -36,7 +36,8 @@ def keep_start_adapter(source: ModelSource, folder: RunFolder) -> None:
     Raises DiskError, and ModelError when the adapter has gone.
     """
     if source.adapter is None:
-        disk.remove_folder(folder.start_adapter)
+        if folder.start_adapter.is_dir():
+            disk.remove_folder(folder.start_adapter)
         return
     if source.adapter == folder.start_adapter.absolute():
         return
