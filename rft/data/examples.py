@@ -119,9 +119,7 @@ def _item(row: Mapping[str, Any], settings: DataSettings) -> dict[str, Any]:
         columns = ", ".join(list(row)[:12]) or "none"
         remedy = f"add it, or set engine.data.fields.prompt to a template over its keys ({columns})"
         raise RowError(f'the row is missing key "{settings.messages}"', remedy)
-    item = dict(row)
-    if settings.messages in row:
-        item["messages"] = row[settings.messages]
+    item = _with_messages(row, settings)
     for name in settings.fields:
         item |= _mapped(name, row, settings)
     return item
@@ -133,13 +131,17 @@ def item_by_hand(row: Mapping[str, Any], settings: DataSettings) -> dict[str, An
     Raises DataError with every malformed template of `engine.data.fields`.
     """
     check_templates(settings)
-    item = dict(row)
-    if settings.messages in row:
-        item["messages"] = row[settings.messages]
+    item = _with_messages(row, settings)
     for name in settings.fields:
         with suppress(RowError):
             item |= _mapped(name, row, settings)
     return item
+
+
+def _with_messages(row: Mapping[str, Any], settings: DataSettings) -> dict[str, Any]:
+    """The row's own keys, and its column of messages, if it has that, by the name that graders know."""
+    found = {"messages": row[settings.messages]} if settings.messages in row else {}
+    return {**row, **found}
 
 
 def _mapped(name: str, row: Mapping[str, Any], settings: DataSettings) -> dict[str, Any]:

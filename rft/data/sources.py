@@ -210,9 +210,8 @@ def _as_json(value: Any, column: str) -> Any:
         return value.isoformat()
     if isinstance(value, dict):
         names = {key: _as_json(inner, column) for key, inner in value.items()}
-        if (
-            "name" in names
-        ):  # of a tool or of its call: a column's structs have the keys of all its rows
+        # of a tool or of its call: a column's structs have the keys of all its rows
+        if "name" in names:
             names |= {key: _without_nulls(names[key]) for key in TOOL_KEYS if key in names}
         return names
     if isinstance(value, (list, tuple)):

@@ -368,6 +368,6 @@ class OpenModelGrader(Grader):
             if is_mine:
                 raise
             # who waited for another's call asked for no tokens
-            fault = GradingFault(error.flag, error.details, of_sample=error.of_sample)
-            fault.model = error.model
-            raise fault from None
+            raise GradingFault(
+                error.flag, error.details, of_sample=error.of_sample, model=error.model
+            ) from None

@@ -12,6 +12,7 @@ from rft.job import load_job
 from rft.packing import PackedBatch
 from rft.policy import Policy, Scored
 from rft.runs.reader import open_run
+from rft.training.sizes import prompt_copy_cost
 from rft.training.start import train
 from tests.jobs import write_job
 from tests.tiny import save_tiny_model
@@ -35,9 +36,11 @@ def run_short_of_memory(monkeypatch: pytest.MonkeyPatch, limit: int) -> list[int
     def short(policy: Policy, batch: PackedBatch, temperature: float) -> Scored:
         scored = score(policy, batch, temperature)
         if torch.is_grad_enabled():
-            # as the budget counts: half of what prompts share for each but the first
-            prefix, num_groups = batch.layout.prefix_length, len(batch.layout.spans)
-            sizes.append(batch.num_tokens + (num_groups - 1) * (prefix - prefix // 2))
+            # as the budget counts: what each completion keeps of its prompt too
+            prefix, spans = batch.layout.prefix_length, batch.layout.spans
+            num_copies = sum((prefix + s.prompt_length) * len(s.completion_lengths) for s in spans)
+            cost = prompt_copy_cost(policy.base.config, policy.base.dtype)
+            sizes.append(batch.num_tokens + int(cost * num_copies))
             if sizes[-1] > limit:
                 torch.empty(10**17, dtype=torch.uint8)
         return scored
@@ -66,9 +69,7 @@ def test_a_run_short_of_memory_is_one_that_began_with_the_smaller_budget(
         with pytest.raises(PausedError):
             run_job(job_file, folder, whole, "engine.budget.steps=1")
     budget = token_budget(folder, 1)
-    # half of what the largest held, and of what its completions keep of their prompts
-    assert 100 < sizes[0] <= 180 and max(sizes[1:]) <= budget
-    assert sizes[0] // 2 < budget < sizes[0] // 2 + 10
+    assert 100 < sizes[0] <= 180 and budget == sizes[0] // 2 and max(sizes[1:]) <= budget
     half = f"engine.training.token_budget={budget}"
     assert run_job(job_file, tmp_path / "half", half) == "succeeded"
     warnings = [
